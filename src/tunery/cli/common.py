@@ -1,0 +1,40 @@
+"""What every command shares: printing, JSON, and how an error ends a command."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def console() -> Console:
+    """Where people read: standard error, so that standard output stays clean for `--json`."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def emit(content: Any) -> None:
+    """One JSON object on standard output."""
+    sys.stdout.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def fail(message: str, code: int, as_json: bool) -> int:
+    """Say what went wrong; the exit code."""
+    sys.stderr.write(f"{message}\n")
+    if as_json:
+        emit({"error": message, "exit_code": code})
+    return code
+
+
+def quiet_libraries() -> None:
+    """Silence what libraries print on import; what Tunery has to say is said by Tunery."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

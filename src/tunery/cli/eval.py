@@ -1,0 +1,2 @@
+def eval() -> None:
+    """todo"""

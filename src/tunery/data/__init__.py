@@ -1,0 +1,1 @@
+"""From files to tokens: reading rows, rendering chats, what is learned, checks, splits."""

@@ -1,0 +1,55 @@
+"""Ways to change a model: one file each, found by name.
+
+A method file holds `Options` (what a recipe may set), `LEARNING_RATE` (the default, with its reason), `SAVES` (`adapter` or `merged`),
+and the functions `attach`, `save` and `load` of the `Method` protocol.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from tunery.errors import InputError
+from tunery.recipe import Options
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+class Method(Protocol):
+    """What every method file offers."""
+
+    SUMMARY: str
+    LEARNING_RATE: tuple[float, str]
+    Options: type[Options]
+
+    def attach(self, model: PreTrainedModel, options: Any, seed: int) -> None:
+        """Change `model` in place so that exactly its parameters with `requires_grad` are what is learned."""
+
+    def save(self, model: PreTrainedModel, options: Any, folder: Path, base: str) -> None:
+        """Write what was learned into `folder`, in PEFT's file format, naming `base` as its base model."""
+
+    def load(self, model: PreTrainedModel, folder: Path) -> None:
+        """Read what `save` wrote back into a model that `attach` changed. Raises InputError when it does not fit."""
+
+
+def names() -> list[str]:
+    """Every method that a recipe may name."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def get(name: str) -> Method:
+    """The method of that name. Raises InputError naming the nearest."""
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=1, cutoff=0.4)
+        raise InputError(f"method `{name}` is not known; " + (f"did you mean `{near[0]}`?" if near else f"known: {', '.join(names())}"))
+    return cast(Method, importlib.import_module(f"{__name__}.{name}"))
+
+
+def trainable(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    """The parameters that training changes, by name, in a fixed order."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -1,0 +1,117 @@
+"""A recipe made whole: every name looked up, every open setting decided, each decision with its reason.
+
+Nothing heavy is loaded here but the model's config. What comes out needs no further decision by any stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from tunery import export, methods, metrics, tasks
+from tunery.errors import InputError
+from tunery.methods import Method
+from tunery.models.load import context_length
+from tunery.models.source import local_folder
+from tunery.progress import Progress
+from tunery.recipe import Named, Options, Recipe, describe
+from tunery.tasks import Task
+
+if TYPE_CHECKING:
+    from tunery.train.loop import Settings
+
+MAX_LENGTH = 1024
+TOKENS_PER_STEP = 4096
+SHARDING = ("none",)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe with nothing left open. `reasons` says, for each setting that was decided here, why."""
+
+    recipe: Recipe
+    task: Task
+    method: Method
+    options: Any
+    exports: tuple[tuple[str, Any], ...]
+    folder: Path
+    context: int
+    device: str
+    dtype: str
+    settings: Settings
+    reasons: Mapping[str, str]
+
+
+def check_names(recipe: Recipe, source: str = "recipe", lines: Mapping[tuple[str, ...], int] | None = None) -> Any:
+    """The method's options, once every name in the recipe is known and fits the others. Needs no model. Raises InputError."""
+    task = tasks.get(recipe.task)
+    method = methods.get(recipe.method.name)
+    for name in recipe.evaluate.metrics or ():
+        metrics.get(name)
+    if recipe.evaluate.metrics is not None and not recipe.evaluate.metrics:
+        raise InputError("evaluate.metrics: the list is empty; name a metric, or leave the key out to have them chosen")
+    if recipe.sharding.name not in SHARDING:
+        raise InputError(f"sharding `{recipe.sharding.name}` is not known; known: {', '.join(SHARDING)}")
+    if recipe.sharding.options:
+        raise InputError("sharding: `none` takes no options; leave them out")
+    for chosen in recipe.export:
+        options_of(chosen, export.get(chosen.name).Options, "export", source, lines)
+    if not task.ANSWERS and recipe.evaluate.max_new_tokens is not None:
+        raise InputError(f"evaluate.max_new_tokens: the task `{recipe.task}` generates no answers; leave it out")
+    if recipe.train.early_stopping is not None and recipe.data.valid is None:
+        raise InputError("train.early_stopping needs validation rows; add data.valid, a file or a share of the training rows such as 0.05")
+    if recipe.train.validate_every is not None and recipe.data.valid is None:
+        raise InputError("train.validate_every needs validation rows; add data.valid, a file or a share of the training rows such as 0.05")
+    return options_of(recipe.method, method.Options, "method", source, lines)
+
+
+def options_of(chosen: Named, model: type[Options], key: str, source: str = "recipe", lines: Mapping[tuple[str, ...], int] | None = None) -> Any:
+    """The options of a choice, validated by what it declares. Raises InputError naming the key, and the nearest for an unknown one."""
+    try:
+        return model.model_validate(chosen.options)
+    except ValidationError as e:
+        raise InputError(describe(e, model, source, lines or {}, under=(key,))) from None
+
+
+def resolve(recipe: Recipe, progress: Progress, source: str = "recipe", lines: Mapping[tuple[str, ...], int] | None = None) -> Resolved:
+    """Look everything up and decide what was left open. Raises InputError, MissingModelError."""
+    options = check_names(recipe, source, lines)
+    folder = local_folder(recipe.model, progress.say)
+    context = context_length(folder)
+
+    import torch
+
+    from tunery.train import precision
+    from tunery.train.loop import Settings
+
+    method = methods.get(recipe.method.name)
+    reasons: dict[str, str] = {}
+    train = recipe.train
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype, reasons["train.precision"] = precision.choose(train.precision, device)
+    decided: dict[str, Any] = {"precision": {"bfloat16": "bf16", "float32": "fp32"}[dtype]}
+    if train.learning_rate is None:
+        decided["learning_rate"], reason = method.LEARNING_RATE
+        reasons["train.learning_rate"] = f"auto: {decided['learning_rate']:g}, {reason}"
+    if train.max_length is None:
+        decided["max_length"] = min(context, MAX_LENGTH)
+        why = "the model's context" if context <= MAX_LENGTH else "long enough for most rows, and what is longer is counted"
+        reasons["train.max_length"] = f"auto: {decided['max_length']}, {why}"
+    elif train.max_length > context:
+        raise InputError(f"train.max_length: {train.max_length} is longer than the context of {recipe.model}, which is {context}; lower it")
+    if train.tokens_per_step is None and train.rows_per_step is None:
+        decided["tokens_per_step"] = TOKENS_PER_STEP
+        reasons["train.tokens_per_step"] = f"auto: {TOKENS_PER_STEP} tokens a step, a common size for adapters of small models"
+    if train.gradient_checkpointing == "auto":
+        decided["gradient_checkpointing"] = False
+        reasons["train.gradient_checkpointing"] = "auto: off, packs are short, so activations are a small part of the memory"
+    train = train.model_copy(update=decided)
+    recipe = recipe.model_copy(update={"train": train, "method": Named(name=recipe.method.name, options=options.model_dump(mode="json"))})
+    shared = set(Settings.__dataclass_fields__) & set(type(train).model_fields)
+    settings = Settings(**{k: getattr(train, k) for k in shared}, share_prefixes=getattr(options, "dropout", 0) == 0)
+    exports = tuple((e.name, options_of(e, export.get(e.name).Options, "export")) for e in recipe.export)
+    return Resolved(recipe, tasks.get(recipe.task), method, options, exports, folder, context, device, dtype, settings, reasons)

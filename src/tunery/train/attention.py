@@ -1,0 +1,77 @@
+"""Attention inside a pack: transformers' own seams for attention and masks, fed with the pack's prefix tree.
+
+A model loaded with the attention implementation named `NAME` behaves as with `sdpa`, except inside `attending(pack)`, where each token
+sees exactly the earlier tokens of its own row. Each architecture's own rule (causal, sliding window, chunks) is asked for positions
+within the row instead of places in the pack, so it means what it means without packing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from tunery.train.packs import Pack
+
+NAME = "tunery"
+_active: ContextVar[Pack | None] = ContextVar("pack", default=None)
+
+
+@contextmanager
+def attending(pack: Pack) -> Iterator[None]:
+    """Within this block, a forward pass of a model with this attention sees `pack`."""
+    token = _active.set(pack)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    pack = _active.get()
+    if pack is None:
+        return sdpa_mask(*args, **kwargs)
+    device, dtype = kwargs["device"], kwargs["dtype"]
+    allowed = torch.from_numpy(pack.mask()).to(device)
+    positions = torch.from_numpy(pack.positions).to(device)
+    rule = kwargs["mask_function"](torch.tensor(0), torch.tensor(0), positions[:, None], positions[None, :])
+    # Additive in the model's own type: a boolean mask would be turned into this once a layer.
+    return torch.zeros(1, dtype=dtype, device=device).where(allowed & rule, float("-inf"))[None, None]
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """query: (batch, heads, T, d), key and value: (batch, key-value heads, T, d) → (batch, T, heads, d)."""
+    if kwargs.get("s_aux") is not None:
+        raise NotImplementedError("attention sinks are not supported in packs yet")
+    softcap = kwargs.pop("softcap", None)
+    if softcap is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    scores = softcap * torch.tanh(query @ key.transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5) / softcap)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, float("-inf")) if attention_mask.dtype == torch.bool else scores + attention_mask
+    shares = torch.nn.functional.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
+    return (shares @ value).transpose(1, 2).contiguous(), None
+
+
+def register() -> str:
+    """Make the attention known to transformers; the name to load a model with."""
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
+    return NAME

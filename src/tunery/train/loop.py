@@ -1,0 +1,240 @@
+"""The training loop.
+
+    for each step:  its rows → packs → loss of each pack / supervised weight of the whole step → gradients → clip → AdamW
+
+The loss is normalised once, by the supervised weight of the whole optimiser step, so it does not matter into how many packs a step is
+cut: eight packs of one row and one pack of eight rows give the same gradient.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from tunery.errors import Interrupted, RunError
+from tunery.methods import Method, trainable
+from tunery.progress import Progress
+from tunery.run import Run
+from tunery.tasks import Task
+from tunery.train import checkpoint
+from tunery.train.checkpoint import State
+from tunery.train.forward import logits_of, packs_for
+from tunery.train.packs import TokenRow
+from tunery.train.schedule import learning_rate
+from tunery.train.steps import plan_steps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Rows(Protocol):
+    """Tokenised rows: indexable, with their lengths and supervised weights known beforehand."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> TokenRow: ...
+    @property
+    def lengths(self) -> np.ndarray: ...
+    @property
+    def supervised(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The `train` part of a resolved recipe: nothing is left to be decided."""
+
+    learning_rate: float
+    epochs: float = 1.0
+    max_steps: int | None = None
+    rows_per_step: int | None = None
+    tokens_per_step: int | None = None
+    schedule: str = "cosine"
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+    gradient_checkpointing: bool = False
+    validate_every: int | None = None
+    early_stopping: int | None = None
+    checkpoint_every: int = 200
+    seed: int = 0
+    share_prefixes: bool = True
+
+
+def train(
+    run: Run,
+    model: PreTrainedModel,
+    method: Method,
+    options: Any,
+    task: Task,
+    rows: Rows,
+    settings: Settings,
+    progress: Progress,
+    valid: Rows | None = None,
+    base: str = "",
+) -> State:
+    """Train `model`, which `method.attach` has prepared, from the newest checkpoint in `run` or from the start.
+
+    Ends with a checkpoint of the last step. Raises Interrupted after a checkpoint when the user stops it, RunError when the loss is no
+    longer a number.
+    """
+    parameters = trainable(model)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    steps = plan_steps(
+        rows.lengths,
+        epochs=settings.epochs,
+        seed=settings.seed,
+        rows_per_step=settings.rows_per_step,
+        tokens_per_step=settings.tokens_per_step,
+        max_steps=settings.max_steps,
+    )
+    torch.manual_seed(settings.seed)
+    state = State()
+    if (found := checkpoint.newest(run.checkpoints)) is not None:
+        state = checkpoint.load(found, parameters, optimizer, lambda folder: method.load(model, folder))
+        progress.say(f"resuming after step {state.step} of {len(steps)}")
+    _cut_metrics(run, state.step)
+    model.train()
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+
+    def save() -> None:
+        checkpoint.save(run.checkpoints, state, parameters, optimizer, lambda folder: method.save(model, options, folder, base))
+
+    validate_every = settings.validate_every or (math.ceil(len(steps) / max(1.0, settings.epochs)) if valid else 0)
+    before, started = state.seconds, time.monotonic()
+    saved = state.step
+    total_tokens = sum(int(rows.lengths[s].sum()) for s in steps)
+    with _stop_requested() as stopped, run.metrics_file.open("a", encoding="utf-8") as metrics:
+        for number in range(state.step + 1, len(steps) + 1):
+            if _out_of_patience(state, settings):
+                break
+            rate = learning_rate(number, len(steps), settings.learning_rate, settings.schedule, settings.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            chosen = [rows[i] for i in steps[number - 1].tolist()]
+            supervised = float(rows.supervised[steps[number - 1]].sum())
+            loss = accumulate(model, task, chosen, supervised, settings.share_prefixes)
+            norm = _clip(parameters.values(), settings.clip)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise RunError(
+                    f"step {number}: the loss is {loss} and the gradient's norm {norm}; lower train.learning_rate "
+                    f"(now {settings.learning_rate:g}) or set train.precision to fp32, then train again"
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            state.step, state.final_loss = number, loss
+            state.first_loss = loss if state.first_loss is None else state.first_loss
+            state.rows += len(chosen)
+            tokens = int(rows.lengths[steps[number - 1]].sum())
+            state.tokens += tokens
+            state.supervised_tokens += supervised
+            line = {"step": number, "loss": loss, "learning_rate": rate, "grad_norm": norm, "tokens": tokens, "supervised_tokens": supervised}
+            if valid is not None and (number % validate_every == 0 or number == len(steps)):
+                line["valid_loss"] = validate(model, task, valid)
+                _note_validation(state, line["valid_loss"], number)
+            state.seconds = before + time.monotonic() - started
+            metrics.write(json.dumps({**line, "seconds": round(state.seconds, 3)}) + "\n")
+            metrics.flush()
+            speed = state.tokens / max(state.seconds, 1e-9)
+            shown = f"step {number}/{len(steps)}  loss {loss:.4f}" + (f"  valid {line['valid_loss']:.4f}" if "valid_loss" in line else "")
+            progress.show("train", state.tokens, total_tokens, f"{shown}  {speed:.0f} tokens/s")
+            if number % settings.checkpoint_every == 0 or state.best_step == number or stopped():
+                save()
+                saved = number
+            if stopped() and number < len(steps):
+                raise Interrupted(f"stopped after step {number} of {len(steps)}; go on with `tunery resume {run.path}`")
+        if saved != state.step:
+            save()
+        state.seconds = before + time.monotonic() - started
+    if settings.early_stopping and state.best_step is not None and state.best_step != state.step:
+        method.load(model, run.checkpoints / f"step-{state.best_step}" / "learned")
+        progress.say(f"kept the weights of step {state.best_step}, where valid_loss was lowest ({state.best_valid_loss:.4f})")
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+    model.eval()
+    return state
+
+
+def accumulate(model: PreTrainedModel, task: Task, rows: Sequence[TokenRow], supervised: float, share: bool = True) -> float:
+    """Add the gradient of the rows' mean loss to the parameters; the loss, in nats a supervised token.
+
+    `supervised` is the weight of the whole optimiser step, of which `rows` may be a part.
+    """
+    total = 0.0
+    for packed in packs_for(model, rows, share=share):
+        targets = torch.from_numpy(packed.targets).to(model.device)
+        weights = torch.from_numpy(packed.weights).to(model.device)
+        nats, _ = task.loss(logits_of(model, packed), targets, weights)
+        (nats / supervised).backward()
+        total += nats.item()
+    return total / supervised
+
+
+def validate(model: PreTrainedModel, task: Task, rows: Rows) -> float:
+    """The mean loss over all rows, in nats a supervised token, without dropout and without touching the random state."""
+    model.eval()
+    nats, weight = 0.0, 0.0
+    with torch.no_grad():
+        for packed in packs_for(model, (rows[i] for i in range(len(rows)))):
+            targets = torch.from_numpy(packed.targets).to(model.device)
+            n, w = task.loss(logits_of(model, packed), targets, torch.from_numpy(packed.weights).to(model.device))
+            nats, weight = nats + n.item(), weight + w.item()
+    model.train()
+    return nats / weight
+
+
+def _clip(parameters: Any, limit: float | None) -> float:
+    """The gradient's Euclidean norm before clipping it to `limit`."""
+    return float(torch.nn.utils.clip_grad_norm_(parameters, limit if limit is not None else math.inf))
+
+
+def _note_validation(state: State, valid_loss: float, step: int) -> None:
+    if state.best_valid_loss is None or valid_loss < state.best_valid_loss:
+        state.best_step, state.best_valid_loss, state.validations_since_best = step, valid_loss, 0
+    else:
+        state.validations_since_best += 1
+
+
+def _out_of_patience(state: State, settings: Settings) -> bool:
+    return settings.early_stopping is not None and state.validations_since_best >= settings.early_stopping
+
+
+def _cut_metrics(run: Run, step: int) -> None:
+    """Forget the lines of steps that a resumed run does again."""
+    from tunery.run import write_text
+
+    kept = [line for line in run.metrics() if line["step"] <= step]
+    write_text(run.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+@contextmanager
+def _stop_requested() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C or a polite kill lets the step end; a second Ctrl-C ends at once."""
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    try:
+        old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever runs the thread stops it
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)

@@ -1,0 +1,122 @@
+"""Packing: rows laid end to end in one sequence, without seeing each other, and what they begin with in common laid down once.
+
+A pack is a prefix tree written depth first. Token j is on the path of token i exactly when it comes before i and its subtree has not
+ended: i attends to j if j ≤ i < end[j]. One vector `end` thus describes packing, shared prefixes and causality at once, and the mask
+made of it is exact: a row's hidden states and gradients are those that it would have alone.
+
+Positions count along a row's own path. transformers would take their jumps for the borders of rows, which is wrong as soon as a
+prefix is shared; so the mask is always our own and handed over whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class TokenRow(Protocol):
+    """What a pack is made of: `tokens` (T,) and `weights` (T,), where weights[t] is the weight of predicting tokens[t]."""
+
+    @property
+    def tokens(self) -> np.ndarray: ...
+    @property
+    def weights(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One sequence of T tokens holding R rows with S supervised predictions."""
+
+    tokens: np.ndarray
+    """(T,) token ids."""
+    positions: np.ndarray
+    """(T,) place of each token in its own row."""
+    end: np.ndarray
+    """(T,) one past the last token that may look at this one."""
+    source: np.ndarray
+    """(S,) which token's output predicts."""
+    targets: np.ndarray
+    """(S,) the token id to predict."""
+    weights: np.ndarray
+    """(S,) float32, the weight of the prediction in the loss."""
+    rows: np.ndarray
+    """(S,) which of the given rows the prediction belongs to."""
+    real_tokens: int
+    """Tokens of the rows before sharing."""
+
+    def mask(self) -> np.ndarray:
+        """(T, T) bool: may token i (row) look at token j (column)."""
+        i = np.arange(len(self.tokens))
+        return (i[None, :] <= i[:, None]) & (i[:, None] < self.end[None, :])
+
+
+def pack(rows: Iterable[TokenRow], max_tokens: int, share: bool = True) -> Iterator[Pack]:
+    """Packs of at most `max_tokens` tokens (a longer row gets one of its own); every row is in exactly one.
+
+    With `share`, the tokens that rows begin with in common are computed once. Rows are numbered in the order given.
+    """
+    numbered = [(np.asarray(r.tokens), np.asarray(r.weights), n) for n, r in enumerate(rows)]
+    if share:  # big-endian bytes sort like the token ids, so rows with a common beginning become neighbours
+        numbered.sort(key=lambda r: r[0].astype(">u4").tobytes())
+    builder = _Builder(share)
+    for tokens, weights, n in numbered:
+        if builder.length and builder.length + builder.new_tokens(tokens) > max_tokens:
+            yield builder.finish()
+            builder = _Builder(share)
+        builder.add(tokens, weights, n)
+    if builder.length:
+        yield builder.finish()
+
+
+class _Builder:
+    def __init__(self, share: bool) -> None:
+        self.share = share
+        self.length = 0
+        self.real = 0
+        self.path: list[int] = []  # place in the pack of each token of the row added last
+        self.last = np.empty(0, dtype=np.int64)
+        self.parts: dict[str, list[Any]] = {k: [] for k in ("tokens", "positions", "source", "targets", "weights", "rows")}
+        self.end: list[int] = []
+
+    def new_tokens(self, tokens: np.ndarray) -> int:
+        return len(tokens) - self._common(tokens)
+
+    def _common(self, tokens: np.ndarray) -> int:
+        if not self.share:
+            return 0
+        n = min(len(tokens), len(self.last))
+        differing = np.flatnonzero(tokens[:n] != self.last[:n])
+        return int(differing[0]) if len(differing) else n
+
+    def add(self, tokens: np.ndarray, weights: np.ndarray, row: int) -> None:
+        common = self._common(tokens)
+        for place in self.path[common:]:
+            self.end[place] = self.length
+        fresh = len(tokens) - common
+        self.path[common:] = range(self.length, self.length + fresh)
+        self.end += [0] * fresh
+        self.parts["tokens"].append(tokens[common:])
+        self.parts["positions"].append(np.arange(common, len(tokens)))
+        learned = np.flatnonzero(weights[1:]) + 1  # nothing comes before the first token, so nothing can predict it
+        self.parts["source"].append(np.array(self.path, dtype=np.int64)[learned - 1])
+        self.parts["targets"].append(tokens[learned])
+        self.parts["weights"].append(weights[learned])
+        self.parts["rows"].append(np.full(len(learned), row))
+        self.length += fresh
+        self.real += len(tokens)
+        self.last = tokens
+
+    def finish(self) -> Pack:
+        for place in self.path:
+            self.end[place] = self.length
+        whole = {k: np.concatenate(v) for k, v in self.parts.items()}
+        weights = whole.pop("weights").astype(np.float32)
+        return Pack(
+            **{k: v.astype(np.int64) for k, v in whole.items()},
+            weights=weights,
+            end=np.array(self.end, dtype=np.int64),
+            real_tokens=self.real,
+        )

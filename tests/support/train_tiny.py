@@ -1,0 +1,41 @@
+"""A small training run in a process of its own, so that tests can kill it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def train_tiny(model_folder: Path, run_folder: Path, **changes: Any) -> None:
+    """Train a tiny model with dropout in `run_folder`, going on from its newest checkpoint: 4 rows a step, 5 steps an epoch."""
+    import torch
+    from rows import random_rows
+
+    from tunery import methods, tasks
+    from tunery.models.load import load_model
+    from tunery.progress import Quiet
+    from tunery.recipe import from_mapping
+    from tunery.run import Run
+    from tunery.train import attention
+    from tunery.train.loop import Settings, train
+
+    torch.set_num_threads(1)
+    lora = methods.get("lora")
+    options = lora.Options.model_validate({"rank": 4, "dropout": 0.3})
+    settings = {
+        "learning_rate": 1e-2,
+        "epochs": 4,
+        "rows_per_step": 4,
+        "checkpoint_every": 3,
+        "seed": 3,
+        "share_prefixes": False,
+        **changes,
+    }
+    if not (run_folder / "recipe.yaml").is_file():
+        Run.create(run_folder, from_mapping({"model": str(model_folder), "data": {"train": "none.jsonl"}}))
+    run = Run.open(run_folder)
+    model = load_model(model_folder, attention=attention.register())
+    lora.attach(model, options, seed=3)
+    rows, valid = random_rows(20), random_rows(4, seed=9)
+    train(run, model, lora, options, tasks.get("chat"), rows, Settings(**settings), Quiet(), valid, "tiny")
+    lora.save(model, options, run_folder / "adapter", "tiny")

@@ -1,0 +1,58 @@
+"""Packing: every row is there once, and sees itself and nothing else."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from rows import TokenRow, random_rows
+
+from tunery.train.packs import Pack, pack
+
+token_rows = st.lists(
+    st.lists(st.integers(0, 3), min_size=1, max_size=8).flatmap(
+        lambda t: st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=len(t), max_size=len(t)).map(lambda w: (t, w))
+    ),
+    max_size=12,
+).map(lambda rows: [TokenRow(np.array(t, np.int32), np.array(w, np.float32)) for t, w in rows])
+
+
+def path_to(packed: Pack, place: int) -> list[int]:
+    """The tokens that the token at `place` sees, by the mask."""
+    return packed.tokens[packed.mask()[place]].tolist()
+
+
+@given(token_rows, st.integers(1, 20), st.booleans())
+def test_every_prediction_sees_exactly_its_own_row(rows: list[TokenRow], max_tokens: int, share: bool) -> None:
+    found = []
+    for packed in pack(rows, max_tokens, share):
+        for source, target, weight, row in zip(packed.source, packed.targets, packed.weights, packed.rows, strict=True):
+            seen = path_to(packed, source)
+            assert packed.positions[packed.mask()[source]].tolist() == list(range(len(seen)))
+            found.append((int(row), (*seen, int(target)), float(weight)))
+    expected = [
+        (n, tuple(r.tokens[: t + 1].tolist()), float(r.weights[t])) for n, r in enumerate(rows) for t in range(1, len(r.tokens)) if r.weights[t]
+    ]
+    assert sorted(found) == sorted(expected)
+
+
+@given(token_rows, st.integers(1, 20), st.booleans())
+def test_no_pack_is_longer_than_allowed_unless_one_row_is(rows: list[TokenRow], max_tokens: int, share: bool) -> None:
+    packs = list(pack(rows, max_tokens, share))
+    assert sum(p.real_tokens for p in packs) == sum(len(r.tokens) for r in rows)
+    longest = max((len(r.tokens) for r in rows), default=0)
+    assert all(len(p.tokens) <= max(max_tokens, longest) for p in packs)
+
+
+def test_a_common_prefix_is_computed_once() -> None:
+    rows = [TokenRow(np.array([7, 8, 9, n], np.int32), np.array([0, 0, 0, 1], np.float32)) for n in range(20)]
+    (packed,) = pack(rows, 1000)
+    assert len(packed.tokens) == 3 + 20
+    assert packed.real_tokens == 80
+    (unshared,) = pack(rows, 1000, share=False)
+    assert len(unshared.tokens) == 80
+
+
+def test_equal_rows_share_everything_and_count_twice() -> None:
+    (row,) = random_rows(1)
+    (packed,) = pack([row, row], 1000)
+    assert len(packed.tokens) == len(row.tokens)
+    assert packed.weights.sum() == 2 * row.weights.sum()
