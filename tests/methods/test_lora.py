@@ -53,7 +53,7 @@ def test_all_linear_leaves_the_head_and_adapts_the_fused_layers(tiny_phi3: Path)
 
 
 def test_an_unknown_target_names_those_that_exist(tiny_phi3: Path) -> None:
-    with pytest.raises(InputError, match="`q_proj`.*qkv_proj"):
+    with pytest.raises(InputError, match=r"`q_proj`.*qkv_proj"):
         lora.target_names(load_model(tiny_phi3), ("q_proj",))
 
 

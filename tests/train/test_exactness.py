@@ -11,7 +11,7 @@ from rows import TokenRows, random_rows
 
 from tunery.methods import lora, trainable
 from tunery.models.load import load_model
-from tunery.tasks import chat
+from tunery.tasks import get
 from tunery.train import attention, forward
 from tunery.train.loop import accumulate
 from tunery.train.packs import pack
@@ -34,10 +34,10 @@ def adapted(folder: Path, dtype: str = "float32", options: lora.Options = OPTION
 def gradients(model: Any, rows: TokenRows, groups: list[list[int]], share: bool) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradient of one optimiser step whose rows are handed over in groups."""
     supervised = float(rows.supervised.sum())
-    loss = sum(accumulate(model, chat, [rows[i] for i in g], supervised, share) for g in groups)
+    losses = [accumulate(model, get("chat"), [rows[i] for i in g], supervised, share) for g in groups]
     found = {n: p.grad.clone() for n, p in trainable(model).items()}
     model.zero_grad()
-    return loss, found
+    return sum(losses), found
 
 
 def assert_same(first: tuple[float, dict[str, torch.Tensor]], second: tuple[float, dict[str, torch.Tensor]]) -> None:
@@ -116,7 +116,7 @@ def train_ours(folder: Path, dtype: str, steps: int = 20) -> tuple[list[float], 
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-2, weight_decay=0.01)
     losses = []
     for rows in batches(steps):
-        losses.append(accumulate(model, chat, rows, float(rows.supervised.sum())))
+        losses.append(accumulate(model, get("chat"), rows, float(rows.supervised.sum())))
         optimizer.step()
         optimizer.zero_grad()
     return losses, {n: p.detach().clone() for n, p in trainable(model).items()}
@@ -126,7 +126,9 @@ def train_peft(folder: Path, dtype: str, steps: int = 20) -> tuple[list[float], 
     from peft import LoraConfig, get_peft_model
 
     model: Any = load_model(folder, dtype)
-    wrapped = get_peft_model(model, LoraConfig(r=OPTIONS.rank, lora_alpha=OPTIONS.alpha, target_modules="all-linear", task_type="CAUSAL_LM"))
+    wrapped = get_peft_model(
+        model, LoraConfig(r=OPTIONS.rank, lora_alpha=OPTIONS.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
     start = load_model(folder, dtype)
     lora.attach(start, OPTIONS, seed=0)
     theirs = {n: p for n, p in wrapped.named_parameters() if p.requires_grad}

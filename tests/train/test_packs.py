@@ -29,7 +29,10 @@ def test_every_prediction_sees_exactly_its_own_row(rows: list[TokenRow], max_tok
             assert packed.positions[packed.mask()[source]].tolist() == list(range(len(seen)))
             found.append((int(row), (*seen, int(target)), float(weight)))
     expected = [
-        (n, tuple(r.tokens[: t + 1].tolist()), float(r.weights[t])) for n, r in enumerate(rows) for t in range(1, len(r.tokens)) if r.weights[t]
+        (n, tuple(r.tokens[: t + 1].tolist()), float(r.weights[t]))
+        for n, r in enumerate(rows)
+        for t in range(1, len(r.tokens))
+        if r.weights[t]
     ]
     assert sorted(found) == sorted(expected)
 

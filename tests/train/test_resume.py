@@ -4,7 +4,6 @@ import multiprocessing
 import random
 import signal
 import time
-from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ PERIOD = 0.01
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[ForkServerContext]:
+def processes() -> ForkServerContext:
     """Processes that start with the libraries imported, so that a kill costs no seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "transformers", "peft", "train_tiny", "rows", "tunery.train.loop", "tunery.methods.lora"])
-    yield context
+    return context
 
 
 def start(processes: ForkServerContext, *args: Any, **changes: Any) -> Any:

@@ -1,7 +1,8 @@
 """Conversations: every assistant turn is learned, the last one is what evaluation asks for."""
 
-from tunery.tasks._next_token import loss as loss
+from tunery.tasks import _next_token
 
+loss = _next_token.loss
 SUMMARY = "learn the assistant's turns of conversations, or completions of prompts"
-ROWS = ("chat", "completion")
+ROWS: tuple[str, ...] = ("chat", "completion")
 ANSWERS = True

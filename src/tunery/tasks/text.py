@@ -1,7 +1,8 @@
 """Plain text: every token is learned. There is no answer to compare, so the likelihood is the measure."""
 
-from tunery.tasks._next_token import loss as loss
+from tunery.tasks import _next_token
 
+loss = _next_token.loss
 SUMMARY = "continue pretraining on plain text"
-ROWS = ("text",)
+ROWS: tuple[str, ...] = ("text",)
 ANSWERS = False

@@ -1,9 +1,9 @@
 """Checkpoints: everything that the next step depends on, in a folder that is whole or not there.
 
-    step-N/adapter/ (or merged/)   what is learned, in the method's own format
-    step-N/optimizer.safetensors   the optimiser's state, by parameter name
-    step-N/random.safetensors      torch's random state
-    step-N/state.json              the step, counters, the best validation so far
+step-N/adapter/ (or merged/)   what is learned, in the method's own format
+step-N/optimizer.safetensors   the optimiser's state, by parameter name
+step-N/random.safetensors      torch's random state
+step-N/state.json              the step, counters, the best validation so far
 """
 
 from __future__ import annotations

@@ -138,7 +138,14 @@ def train(
             tokens = int(rows.lengths[steps[number - 1]].sum())
             state.tokens += tokens
             state.supervised_tokens += supervised
-            line = {"step": number, "loss": loss, "learning_rate": rate, "grad_norm": norm, "tokens": tokens, "supervised_tokens": supervised}
+            line = {
+                "step": number,
+                "loss": loss,
+                "learning_rate": rate,
+                "grad_norm": norm,
+                "tokens": tokens,
+                "supervised_tokens": supervised,
+            }
             if valid is not None and (number % validate_every == 0 or number == len(steps)):
                 line["valid_loss"] = validate(model, task, valid)
                 _note_validation(state, line["valid_loss"], number)
