@@ -53,14 +53,16 @@ def evaluation(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dic
             else:
                 sides.append(metric.rows([line["prediction"] for line in side], [line["reference"] for line in side]))
         found["before"][name], found["after"][name] = (interval(metric, rows, samples=200) for rows in sides)
-        found["difference"][name] = paired(metric, *sides, samples=200, permutations=500)
+        found["difference"][name] = paired(metric, sides[0], sides[1], samples=200, permutations=500)
     found["forgetting"] = {
         "documentation": {
-            "tokens": 25_344, "before": {"value": 1.021, "low": 0.972, "high": 1.071}, "after": {"value": 1.034, "low": 0.984, "high": 1.085},
+            "tokens": 25_344,
+            "before": {"value": 1.021, "low": 0.972, "high": 1.071}, "after": {"value": 1.034, "low": 0.984, "high": 1.085},
             "difference": {"difference": 0.013, "low": 0.009, "high": 0.017, "p_value": 0.0009995},
         },
         "code": {
-            "tokens": 25_466, "before": {"value": 0.842, "low": 0.801, "high": 0.885}, "after": {"value": 0.843, "low": 0.802, "high": 0.886},
+            "tokens": 25_466,
+            "before": {"value": 0.842, "low": 0.801, "high": 0.885}, "after": {"value": 0.843, "low": 0.802, "high": 0.886},
             "difference": {"difference": 0.001, "low": -0.002, "high": 0.004, "p_value": 0.48},
         },
     }  # fmt: skip
@@ -70,7 +72,8 @@ def evaluation(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dic
 def report_of(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "schema": 1, "model": "smollm2-135m", "method": "lora", "task": "chat", "status": "succeeded",
-        "data": {"train_rows": 2000, "trained_tokens": 251_904, "supervised_tokens": 7_912, "truncated_rows": 0, "dropped_rows": 0, "duplicate_rows": 3, "leaked_rows": 0},
+        "data": {"train_rows": 2000, "trained_tokens": 251_904, "supervised_tokens": 7_912, "truncated_rows": 0, "dropped_rows": 0,
+                 "duplicate_rows": 3, "leaked_rows": 0},
         "train": {
             "seconds": 412.7, "steps": 63, "rows_per_second": 4.85, "tokens_per_second": 610.4, "peak_memory_bytes": 2_310_000_000,
             "trainable_parameters": 4_884_480, "total_parameters": 139_399_872, "first_loss": 3.412, "final_loss": 0.381,
@@ -94,7 +97,8 @@ def steps_of(count: int) -> list[dict[str, Any]]:
     for step in range(1, count + 1):
         done = step / count
         line = {
-            "step": step, "loss": 0.35 + 3.0 * math.exp(-6 * done) + draw.gauss(0, 0.08), "learning_rate": 5e-4 * min(step / 4, (1 + math.cos(math.pi * done)) / 2),
+            "step": step, "loss": 0.35 + 3.0 * math.exp(-6 * done) + draw.gauss(0, 0.08),
+            "learning_rate": 5e-4 * min(step / 4, (1 + math.cos(math.pi * done)) / 2),
             "grad_norm": 1.0, "tokens": 4000, "supervised_tokens": 125, "seconds": 6.5 * step,
         }  # fmt: skip
         if step % 15 == 0:
@@ -112,7 +116,8 @@ def full_report() -> dict[str, Any]:
 def write_run(path: Path, report: dict[str, Any] | None, steps: int = 63) -> Run:
     """A run directory with that report."""
     recipe = from_mapping({
-        "model": "smollm2-135m", "data": {"train": "train.jsonl", "valid": 0.05, "test": "test.jsonl"}, "method": {"name": "lora", "rank": 16},
+        "model": "smollm2-135m", "data": {"train": "train.jsonl", "valid": 0.05, "test": "test.jsonl"},
+        "method": {"name": "lora", "rank": 16},
         "train": {"learning_rate": 5e-4, "tokens_per_step": 4096}, "export": ["adapter", "merged", {"onnx": "int4"}],
     })  # fmt: skip
     run = Run.create(path, recipe)

@@ -27,6 +27,7 @@ def before_after(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | N
     None when nothing was measured.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     names = [n for n in dict.fromkeys([*after, *before]) if any(is_number(mapping(side.get(n)).get("value")) for side in (before, after))]
     shares = [m for m in map(MetricInfo.of, names) if m.unit == "share"]
@@ -35,8 +36,7 @@ def before_after(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | N
     if not panels:
         return None
     with settings():
-        figure = Figure(figsize=(12, 4.2), layout="constrained")
-        figure.get_layout_engine().set(wspace=0.06)
+        figure = Figure(figsize=(12, 4.2), layout=ConstrainedLayoutEngine(wspace=0.06))
         axes = figure.subplots(1, len(panels), width_ratios=[max(1.0, 0.9 * len(p)) for p in panels], squeeze=False)[0]
         for axis, panel in zip(axes, panels, strict=True):
             _bars(axis, panel, before, after)
@@ -45,25 +45,28 @@ def before_after(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | N
 
 
 def _bars(axis: Axes, panel: Sequence[MetricInfo], before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    scale = 100 if panel[0].unit == "share" else 1
+    shares = panel[0].unit == "share"
+    scale = 100 if shares else 1
     top = 0.0
     for place, metric in enumerate(panel):
         for side, offset, colour in ((before, -0.5, BEFORE), (after, 0.5, AFTER)):
             interval = mapping(side.get(metric.name))
-            value = interval.get("value")
+            value, low, high = (interval.get(k) for k in ("value", "low", "high"))
             if not is_number(value):
                 continue
-            x = place + offset * (BAR + 0.04)
-            low, high = (interval.get(k) if is_number(interval.get(k)) else value for k in ("low", "high"))
+            x, low, high = place + offset * (BAR + 0.04), _or(low, value), _or(high, value)
             axis.bar(x, value * scale, BAR, color=colour, linewidth=0)
-            axis.errorbar(x, value * scale, yerr=[[(value - low) * scale], [(high - value) * scale]], fmt="none", ecolor=INK, elinewidth=1.3, capsize=4, capthick=1.3)
-            text = f"{value * 100:.1f}" if scale == 100 else metric.show(value)
-            axis.annotate(text, (x, high * scale), xytext=(0, 5), textcoords="offset points", ha="center", va="bottom", fontsize=11, color=INK, fontweight=700 if colour == AFTER else 400)
+            spread = [[max(0.0, value - low) * scale], [max(0.0, high - value) * scale]]
+            axis.errorbar(x, value * scale, yerr=spread, fmt="none", ecolor=INK, elinewidth=1.3, capsize=4, capthick=1.3)
+            label = axis.annotate(
+                f"{value * 100:.1f}" if shares else metric.show(value), (x, high * scale), xytext=(0, 5), textcoords="offset points"
+            )
+            label.set(ha="center", va="bottom", fontsize=11, color=INK, fontweight=700 if colour == AFTER else 400)
             top = max(top, high * scale)
     axis.set_xticks(range(len(panel)), [m.title for m in panel], color=INK)
     axis.set_xlim(-0.62, len(panel) - 0.38)
     axis.set_ylim(0, max(top * 1.12, 1e-9))
-    if scale == 100:
+    if shares:
         axis.set_ylim(0, min(112.0, max(top * 1.15, 10)))
         axis.yaxis.set_major_formatter(lambda y, _: f"{y:.0f} %")
         axis.set_yticks([t for t in axis.get_yticks() if 0 <= t <= 100])
@@ -71,6 +74,11 @@ def _bars(axis: Axes, panel: Sequence[MetricInfo], before: Mapping[str, Any], af
         axis.set_title("higher is better" if panel[0].higher_is_better else "lower is better", fontsize=10, color=SOFT)
         axis.locator_params(axis="y", nbins=5)
     axis.grid(axis="y")
+
+
+def _or(bound: Any, value: float) -> float:
+    """The bound, or the value itself where there is none."""
+    return bound if is_number(bound) else value
 
 
 def _spoken(metric: MetricInfo, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -108,12 +116,17 @@ def loss_curve(steps: Sequence[Mapping[str, Any]]) -> str | None:
         if rate[0]:
             axes[1].plot(*_thinned(*rate), color=SOFT, linewidth=1.5, marker="o" if len(rate[0]) < 10 else None, markersize=4)
             axes[1].set_ylabel("learning rate")
-            axes[1].set_ylim(0, max(rate[1]) * 1.25 or 1)
-            axes[1].set_yticks([0, max(rate[1])], ["0", f"{max(rate[1]):.1e}".replace("e-0", "e-")])
+            peak = max(rate[1])
+            axes[1].set_ylim(0, peak * 1.25 if peak > 0 else 1)
+            axes[1].set_yticks([0, peak] if peak > 0 else [0], ["0", f"{peak:.1e}".replace("e-0", "e-")] if peak > 0 else ["0"])
             axes[1].grid(axis="y")
         axes[-1].set_xlabel("optimiser step")
-        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-        spoken = f"The training loss goes from {train[1][0]:.3f} at step {train[0][0]:.0f} to {train[1][-1]:.3f} at step {train[0][-1]:.0f}."
+        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes[-1].set_xlim(0, max(train[0]) * 1.02 + 0.5)
+        figure.align_ylabels(axes)
+        spoken = (
+            f"The training loss goes from {train[1][0]:.3f} at step {train[0][0]:.0f} to {train[1][-1]:.3f} at step {train[0][-1]:.0f}."
+        )
         if valid[0]:
             spoken += f" The validation loss goes from {valid[1][0]:.3f} to {valid[1][-1]:.3f}."
         return inline(figure, spoken)
@@ -135,7 +148,15 @@ def stage_seconds(stages: Mapping[str, Any]) -> str | None:
         places = range(len(parts))
         axis.barh(places, [seconds for _, seconds in parts], 0.62, color=AFTER, linewidth=0)
         for place, (_, seconds) in zip(places, parts, strict=True):
-            axis.annotate(f"{duration(seconds)} · {100 * seconds / total:.0f} %", (seconds, place), xytext=(7, 0), textcoords="offset points", va="center", fontsize=11, color=INK)
+            axis.annotate(
+                f"{duration(seconds)} · {100 * seconds / total:.0f} %",
+                (seconds, place),
+                xytext=(7, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=11,
+                color=INK,
+            )
         axis.set_yticks(places, [name for name, _ in parts], color=INK)
         axis.invert_yaxis()
         axis.set_xlim(0, max(seconds for _, seconds in parts) * 1.25)
@@ -152,13 +173,15 @@ def _series(steps: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], 
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """Exponential mean over about a twelfth of the steps, corrected for its start (Kingma & Ba 2015, section 3)."""
-    keep = 1 - 2 / (max(5, len(values) // 12) + 1)
-    mean, weight, smooth = 0.0, 0.0, []
-    for value in values:
-        mean = keep * mean + (1 - keep) * value
-        weight = keep * weight + (1 - keep)
-        smooth.append(mean / weight)
+    """The mean of about a twelfth of the steps around each: centred, so that a falling curve is not shown late."""
+    from itertools import accumulate
+
+    sums = [0.0, *accumulate(values)]
+    half = max(2, len(values) // 24)
+    smooth = []
+    for i in range(len(values)):
+        reach = min(half, i, len(values) - 1 - i)
+        smooth.append((sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1))
     return smooth
 
 

@@ -68,14 +68,15 @@ def gather(run: Run) -> dict[str, Any]:
 
 _DATA = {
     "train_rows": ("Training rows", show.count), "valid_rows": ("Validation rows", show.count), "test_rows": ("Test rows", show.count),
-    "trained_tokens": ("Tokens trained on", show.count), "supervised_tokens": ("of these learned (supervised)", show.count),
+    "trained_tokens": ("Tokens trained on", show.count), "supervised_tokens": ("Supervised tokens (learned)", show.count),
     "truncated_rows": ("Rows cut at the maximum length", show.count), "dropped_rows": ("Rows dropped", show.count),
     "duplicate_rows": ("Duplicate rows", show.count), "near_duplicate_rows": ("Near-duplicate rows", show.count),
     "leaked_rows": ("Rows shared by training and test", show.count),
 }  # fmt: skip
 
 _WORK = {
-    "seconds": ("Training time", show.duration), "steps": ("Optimiser steps", show.count), "rows_per_second": ("Rows per second", show.significant),
+    "seconds": ("Training time", show.duration), "steps": ("Optimiser steps", show.count),
+    "rows_per_second": ("Rows per second", show.rate),
     "tokens_per_second": ("Tokens per second", show.count), "peak_memory_bytes": ("Peak memory of the process", show.size),
     "peak_device_bytes": ("Peak memory of the device", show.size), "trainable_parameters": ("Parameters trained", show.count),
     "total_parameters": ("Parameters in all", show.count), "first_loss": ("Loss of the first step", show.significant),
@@ -86,7 +87,11 @@ _WORK = {
 def _table(values: Mapping[str, Any], known: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Label and text of the known keys in their order, then any other plain value under its own name."""
     rows = [(known[key][0], known[key][1](values[key])) for key in known if values.get(key) is not None]
-    rest = [(k.replace("_", " ").capitalize(), show.plain(v)) for k, v in values.items() if k not in known and v is not None and not isinstance(v, list | dict)]
+    rest = [
+        (k.replace("_", " ").capitalize(), show.plain(v))
+        for k, v in values.items()
+        if k not in known and v is not None and not isinstance(v, list | dict)
+    ]
     return rows + rest
 
 
@@ -128,7 +133,13 @@ def _compared(metric: MetricInfo, before: Any, after: Any, difference: Any) -> d
     if not is_number(change) and is_number(before.get("value")) and is_number(after.get("value")):
         change = after["value"] - before["value"]
     significant = is_number(p) and p < SIGNIFICANT
-    tone = "neutral" if not significant or not is_number(change) or change == 0 else "good" if (change > 0) == metric.higher_is_better else "bad"
+    tone = (
+        "neutral"
+        if not significant or not is_number(change) or change == 0
+        else "good"
+        if (change > 0) == metric.higher_is_better
+        else "bad"
+    )
     return {
         "metric": metric,
         "before": metric.show(before.get("value")),
@@ -174,7 +185,10 @@ def _predictions(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[st
     flips = None
     if judged and old and new:
         pairs = [(_right(old[r]), _right(new[r])) for r in rows]
-        flips = {name: pairs.count(pair) for name, pair in {"learned": (False, True), "kept": (True, True), "lost": (True, False), "missed": (False, False)}.items()}
+        flips = {
+            name: pairs.count(pair)
+            for name, pair in {"learned": (False, True), "kept": (True, True), "lost": (True, False), "missed": (False, False)}.items()
+        }
     return {"examples": examples, "total": len(rows), "flips": flips, "have": {"before": bool(before), "after": bool(after)}}
 
 
@@ -213,7 +227,10 @@ def _confusion(lines: Sequence[Mapping[str, Any]], labels: Any) -> dict[str, Any
         counts, columns = [row[:-1] for row in counts], names
     return {
         "columns": columns,
-        "rows": [(name, [(n, round(100 * n / max(1, sum(row))), i == j) for j, n in enumerate(row)], sum(row)) for i, (name, row) in enumerate(zip(names, counts, strict=True))],
+        "rows": [
+            (name, [(n, round(100 * n / max(1, sum(row))), i == j) for j, n in enumerate(row)], sum(row))
+            for i, (name, row) in enumerate(zip(names, counts, strict=True))
+        ],
     }
 
 
@@ -238,9 +255,15 @@ def _exports(exports: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows.append({
             "name": str(name), "path": show.plain(entry.get("path")), "precision": show.plain(entry.get("precision")),
             "difference": show.significant(difference), "match": show.percent(match, 2), "error": str(entry.get("error") or ""),
-            "rest": "; ".join(f"{k.replace('_', ' ')}: {show.size(v) if k.endswith('bytes') else show.plain(v)}" for k, v in rest.items() if not isinstance(v, dict)),
+            "rest": "; ".join(_named(k, v) for k, v in rest.items() if not isinstance(v, dict)),
         })  # fmt: skip
     return rows
+
+
+def _named(key: str, value: Any) -> str:
+    if key.endswith("bytes"):
+        return f"{key.removesuffix('bytes').replace('_', ' ').strip() or 'size'}: {show.size(value)}"
+    return f"{key.replace('_', ' ')}: {show.plain(value)}"
 
 
 def _json(run: Run, name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from tunery import metrics
 from tunery.errors import InputError
@@ -56,7 +56,8 @@ class MetricInfo:
         return f"{'+' if value > 0 else '−'}{text}"
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
+    """A finite number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -81,6 +82,11 @@ def count(value: Any) -> str:
     return f"{round(value):,}" if is_number(value) else DASH
 
 
+def rate(value: Any) -> str:
+    """So many a second, two decimals."""
+    return f"{value:,.2f}" if is_number(value) else DASH
+
+
 def size(value: Any) -> str:
     """Bytes in decimal units, as disks and memory prices are given."""
     if not is_number(value):
@@ -95,7 +101,7 @@ def duration(value: Any) -> str:
     """Seconds as `8 min 12 s`."""
     if not is_number(value):
         return DASH
-    if value < 60:
+    if round(value, 1) < 60:
         return f"{value:.1f}{NARROW}s"
     minutes, seconds = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)

@@ -27,7 +27,7 @@ def before_after_table(report: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="left" if name == "metric" else "right", no_wrap=name == "metric")
     for row in comparison_rows(evaluation):
         table.add_row(
-            row["metric"].title,
+            Text(row["metric"].title),
             _with_bounds(row["before"], row["before_bounds"]),
             _with_bounds(row["after"], row["after_bounds"]),
             Text(_with_bounds(row["change"], row["change_bounds"]), style=_STYLE[row["tone"]]),

@@ -49,8 +49,9 @@ def inline(figure: Figure, label: str) -> str:
         raise RuntimeError("matplotlib wrote an SVG without a viewBox")
     svg = f'<svg class="chart" role="img" aria-label="{escape(label, quote=True)}" viewBox="{box[1]}">' + svg[opening.end() :]
     svg = svg.replace("xlink:href", "href")
-    # matplotlib writes the font as a CSS shorthand with its own families; the page's font is wanted.
+    # The page's own font is wanted: matplotlib names its families, in a shorthand or apart, by version.
     svg = re.sub(r"font: (?:(\d+) )?([\d.]+)px [^;\"]*", lambda m: f"font-size: {m[2]}px" + (f"; font-weight: {m[1]}" if m[1] else ""), svg)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     used = set(re.findall(r"(?:url\(#|href=\"#)([^\")]+)", svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
     for stand_in, variable in _VARIABLES.items():

@@ -38,14 +38,20 @@ def headline(report: Mapping[str, Any]) -> Headline:
     """The main result of a run, or why there is none."""
     status = report.get("status")
     if status == "failed":
-        return Headline("The run failed", str(report.get("error") or "No error was recorded; log.txt in the run directory may hold it."), "bad")
+        return Headline(
+            "The run failed", str(report.get("error") or "No error was recorded; log.txt in the run directory may hold it."), "bad"
+        )
     if status == "cancelled":
-        return Headline("The run was stopped before its end", "Its checkpoints are kept: `tunery resume` goes on from the last one.", "neutral")
+        return Headline(
+            "The run was stopped before its end", "Its checkpoints are kept: `tunery resume` goes on from the last one.", "neutral"
+        )
     if status != "succeeded":
         return Headline("The run has no result yet", "It has not ended, or report.json was not written.", "neutral")
     name = primary_metric(report)
     if name is None:
-        return Headline("Trained, not evaluated", "The recipe names no test rows (data.test), so nothing was measured before and after.", "neutral")
+        return Headline(
+            "Trained, not evaluated", "The recipe names no test rows (data.test), so nothing was measured before and after.", "neutral"
+        )
     return _comparison(mapping(report["evaluation"]), MetricInfo.of(name))
 
 
@@ -55,10 +61,22 @@ def _comparison(evaluation: Mapping[str, Any], metric: MetricInfo) -> Headline:
     rows = f"{count(evaluation.get('rows'))} held-out rows"
     if not (is_number(before.get("value")) and is_number(after.get("value"))):
         side, one = ("after", after) if after else ("before", before)
-        return Headline(f"{metric.title} {side} training: {metric.show(one.get('value'))}", f"Measured on {rows}; there is nothing to compare it with.", "neutral")
+        return Headline(
+            f"{metric.title} {side} training: {metric.show(one.get('value'))}",
+            f"Measured on {rows}; there is nothing to compare it with.",
+            "neutral",
+        )
     change = after["value"] - before["value"]
     bounds = metric.bounds(after)
-    measured = f"Measured on {rows}" + (f"; the value after training lies between {bounds.replace(' to ', ' and ')}{_unit(metric)} with 95 % confidence" if bounds else "") + "."
+    measured = (
+        f"Measured on {rows}"
+        + (
+            f"; the value after training lies between {bounds.replace(' to ', ' and ')}{_unit(metric)} with 95 % confidence"
+            if bounds
+            else ""
+        )
+        + "."
+    )
     title = f"{metric.title} {_verb(change)} from {metric.show(before['value'])} to {metric.show(after['value'])}"
     if change == 0:
         title = f"{metric.title} stayed at {metric.show(after['value'])}"
@@ -70,10 +88,18 @@ def _comparison(evaluation: Mapping[str, Any], metric: MetricInfo) -> Headline:
     by = f"{metric.change(difference.get('difference'))}" + (f" (95 % bounds {between})" if between else "")
     better = (change > 0) == metric.higher_is_better
     if p >= SIGNIFICANT:
-        return Headline(title, f"{measured} The difference of {by} is within what chance alone does (p = {p_value(p)}, paired randomisation test).", "neutral")
+        return Headline(
+            title,
+            f"{measured} The difference of {by} is within what chance alone does (p = {p_value(p)}, paired randomisation test).",
+            "neutral",
+        )
     sign = "" if p_value(p).startswith("<") else "= "
     verdict = "The improvement" if better else "It got worse: the difference"
-    return Headline(title, f"{measured} {verdict} of {by} is significant (p {sign}{p_value(p)}, paired randomisation test).", "good" if better else "bad")
+    return Headline(
+        title,
+        f"{measured} {verdict} of {by} is significant (p {sign}{p_value(p)}, paired randomisation test).",
+        "good" if better else "bad",
+    )
 
 
 def _unit(metric: MetricInfo) -> str:
@@ -89,7 +115,9 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     found = []
     data, evaluation = mapping(report.get("data")), mapping(report.get("evaluation"))
     if _more_than_none(data.get("leaked_rows")):
-        found.append(f"{_rows(data['leaked_rows'])} of the test data also stand in the training data, so the result after training may be too good.")
+        found.append(
+            f"{_rows(data['leaked_rows'])} of the test data also stand in the training data, so the result after training may be too good."
+        )
     if _more_than_none(data.get("truncated_rows")):
         found.append(f"{_rows(data['truncated_rows'])} of the training data were cut at train.max_length.")
     if _more_than_none(data.get("dropped_rows")):
