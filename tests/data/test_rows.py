@@ -58,7 +58,7 @@ def test_every_form_gives_the_same_rows(write: Write, tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    pairs = [{"prompt": "one, \"two\"\nthree", "completion": "vier", "id": n} for n in range(3)]
+    pairs = [{"prompt": 'one, "two"\nthree', "completion": "vier", "id": n} for n in range(3)]
     expected = [{"prompt": p["prompt"], "completion": p["completion"]} for p in pairs]
     text = io.StringIO()
     table = csv.DictWriter(text, ["id", "prompt", "completion"])
@@ -102,7 +102,11 @@ def test_weight_tools_and_older_names_follow_openai(write: Write) -> None:
         "messages": [
             {"role": "developer", "content": "be brief"},
             {"role": "user", "content": [{"type": "text", "text": "weather "}, {"type": "text", "text": "in Zagreb?"}]},
-            {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "w", "arguments": '{"city": "Zagreb"}'}}]},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "w", "arguments": '{"city": "Zagreb"}'}}],
+            },
             {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
             {"role": "assistant", "content": "Sunny.", "weight": 0.5},
             {"role": "user", "content": "and Split?"},
@@ -182,9 +186,15 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "tools are no list": ({**CHAT, "tools": {"name": "f"}}, "`tools` must be a list"),
     "tool without a name": ({**CHAT, "tools": [{"type": "function"}]}, "tool 1 is not"),
-    "missing column": ({"mesages": []}, "missing column: the row has `mesages`; it needs `messages`, `prompt` and `completion`, or `text`; rename `mesages` to `messages`?"),
+    "missing column": (
+        {"mesages": []},
+        "missing column: the row has `mesages`; it needs `messages`, `prompt` and `completion`, or `text`; rename `mesages` to `messages`?",
+    ),
     "another tool's column": ({"instruction": "a", "output": "b"}, "rename `instruction` to `prompt`?"),
-    "missing completion": ({"prompt": "a", "answer": "b"}, "missing column `completion`: a row with `prompt` needs both; rename `answer` to `completion`?"),
+    "missing completion": (
+        {"prompt": "a", "answer": "b"},
+        "missing column `completion`: a row with `prompt` needs both; rename `answer` to `completion`?",
+    ),
     "empty completion": ({"prompt": "a", "completion": ""}, "`completion` is empty"),
     "empty prompt": ({"prompt": "", "completion": "b"}, "`prompt` is empty"),
     "empty text": ({"text": "  "}, "`text` is empty"),
@@ -252,8 +262,8 @@ def test_two_kinds_in_one_file_are_refused_naming_both_lines(write: Write) -> No
         ("prompt,x\na,b\n", 2, "missing column `completion`"),
         ("text,text\na,b\n", 1, "the column `text` is there twice"),
         ("prompt,completion\na,b\na\n", 3, "this row has 1 fields, the header has 2"),
-        ("text\na\n\"b\nc", 3, "not valid CSV"),
-        ("messages\n\"[{\"\"role\"\": }]\"\n", 2, "the column `messages` is not valid JSON"),
+        ('text\na\n"b\nc', 3, "not valid CSV"),
+        ('messages\n"[{""role"": }]"\n', 2, "the column `messages` is not valid JSON"),
         ("messages\n{}\n", 2, "a list is needed"),
     ],
 )
@@ -337,17 +347,23 @@ def test_files_are_read_as_a_stream(tmp_path: Path) -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["user", "assistant", "tool", "system", "text"]),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(
-        st.sampled_from(["role", "content", "weight", "tool_calls", "function", "name", "arguments", "type", "text", "id"]) | st.text(max_size=3),
-        inner,
-        max_size=5,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "weight", "tool_calls", "function", "name", "arguments", "type", "text", "id"])
+            | st.text(max_size=3),
+            inner,
+            max_size=5,
+        )
     ),
     max_leaves=12,
 )
 messages = st.lists(
     st.fixed_dictionaries(
-        {"role": st.sampled_from(["user", "assistant", "system", "tool", "x"]), "content": st.text(st.characters(), max_size=5) | json_values},
+        {
+            "role": st.sampled_from(["user", "assistant", "system", "tool", "x"]),
+            "content": st.text(st.characters(), max_size=5) | json_values,
+        },
         optional={"tool_calls": json_values, "weight": json_values, "function_call": json_values, "tool_call_id": json_values},
     ),
     max_size=4,

@@ -109,12 +109,12 @@ def _metaspace_tokenizer() -> Any:
 
 @cache
 def make_tokenizer(name: str) -> Any:
-    """smollm2, tools, llama3, phi3, qwen3, alpaca, base (no template), base-bos (no template, adds a BOS)."""
+    """smollm2, tools, llama3, phi3, qwen3, alpaca; without a template: base, base-bos (adds a BOS), base-metaspace (as Llama 2's)."""
     from tokenizers import processors
 
-    if name == "phi3":
+    if name in ("phi3", "base-metaspace"):
         tokenizer = _metaspace_tokenizer()
-        tokenizer.chat_template = PHI3
+        tokenizer.chat_template = PHI3 if name == "phi3" else None
         return tokenizer
     tokenizer = _byte_tokenizer(LLAMA3_SPLIT if name in ("llama3", "qwen3", "alpaca", "base-bos") else None)
     if name == "tools":

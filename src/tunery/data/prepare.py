@@ -151,7 +151,6 @@ def prepare(
 class _Problems:
     def __init__(self, on_problem: Callable[[DataError], None] | None) -> None:
         self.on_problem, self.count = on_problem, 0
-        self.told: set[int] = set()
 
     def add(self, error: DataError) -> None:
         self.count += 1

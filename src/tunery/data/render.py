@@ -119,7 +119,7 @@ class Renderer:
             reference = answer["content"]
             if answer.get("tool_calls"):
                 whole = self.template.whole(messages, tools)
-                turn = self.template._turn(row, answer, text, whole, 1.0)
+                turn = self.template.turn(row, answer, text, whole, 1.0)
                 reference = whole[turn.start : turn.words]
         except (DataError, InputError):
             raise

@@ -91,7 +91,9 @@ def resolve(source: str, base: Path | None = None) -> Path | None:
         raise DataError(repr(source[:200]), None, "this is not a usable file name; name a file") from None
     if is_file:
         if path.suffix.lower() not in FORMS:
-            raise DataError(name, None, f"the form `{path.suffix or 'without an extension'}` is not known; save it as one of {', '.join(FORMS)}")
+            raise DataError(
+                name, None, f"the form `{path.suffix or 'without an extension'}` is not known; save it as one of {', '.join(FORMS)}"
+            )
         return path
     if is_folder:
         raise DataError(name, None, f"this is a folder; name one file in it ({', '.join(FORMS)})")

@@ -118,7 +118,7 @@ class ChatTemplate:
         turns, single = [], []
         together = end_of_turn is not None
         for k, prompt, full in texts:
-            turn = self._turn(row, messages[k], prompt, full, weights[k])
+            turn = self.turn(row, messages[k], prompt, full, weights[k])
             turns.append(turn)
             single.append(Rendered(full[: turn.end] if end_of_turn is None else full, (turn,), eos=end_of_turn is None))
             together = together and whole.startswith(full[: turn.end])
@@ -126,7 +126,8 @@ class ChatTemplate:
             _check_tools(row, texts[0][1], tools)
         return [Rendered(whole, tuple(turns))] if together else single
 
-    def _turn(self, row: Row, message: dict[str, Any], prompt: str, full: str, weight: float) -> Turn:
+    def turn(self, row: Row, message: dict[str, Any], prompt: str, full: str, weight: float) -> Turn:
+        """Where the reply stands in `full`, the conversation through `message`. Raises DataError when it cannot be learned."""
         if not full.startswith(prompt):
             raise DataError(
                 row.source,

@@ -240,7 +240,7 @@ class Tokenised:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, i: int) -> Sequence:
+    def __getitem__(self, i: int | np.integer[Any]) -> Sequence:
         import numpy as np
 
         file, begin, end = self.files[self._file[i]], self._begin[i], self._end[i]
