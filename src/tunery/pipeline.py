@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunery import __version__, export
+from tunery import __version__
 from tunery.data.prepare import Prepared, prepare
 from tunery.data.render import Renderer
 from tunery.errors import InputError, Interrupted
 from tunery.evaluate import compare, forgetting, predictions
+from tunery.export.of_run import export_run
 from tunery.models.cache import cache_folder
 from tunery.models.load import count_parameters, load_model, load_tokenizer
 from tunery.models.source import fingerprint
@@ -191,7 +192,16 @@ def _stages(
         report["train"]["total_parameters"] = total
         with _timed(stages, "train"):
             state = loop.train(
-                run, model, method, resolved.options, resolved.task, prepared.train, resolved.settings, progress, prepared.valid, recipe.model
+                run,
+                model,
+                method,
+                resolved.options,
+                resolved.task,
+                prepared.train,
+                resolved.settings,
+                progress,
+                prepared.valid,
+                recipe.model,
             )
         with new_folder(run.adapter) as folder:
             method.save(model, resolved.options, folder, recipe.model)
@@ -209,7 +219,7 @@ def _stages(
     if test:
         report["evaluation"] = _evaluation_part(run, recipe)
     with _timed(stages, "export"):
-        report["exports"] = export.run_exports(run, resolved, renderer, test, report["evaluation"], progress)
+        report["exports"] = export_run(run, recipe, resolved.exports, renderer, test, report["evaluation"], progress)
     report["stages"] = {k: round(v, 2) for k, v in stages.items()}
 
 
@@ -284,7 +294,7 @@ def environment(resolved: Resolved) -> dict[str, Any]:
     """What the numbers were measured on."""
     import torch
 
-    from tunery.doctor import cpu_name
+    from tunery.machine import cpu_name
 
     device = torch.cuda.get_device_name() if resolved.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return {

@@ -69,7 +69,9 @@ def check_names(recipe: Recipe, source: str = "recipe", lines: Mapping[tuple[str
     return options_of(recipe.method, method.Options, "method", source, lines)
 
 
-def options_of(chosen: Named, model: type[Options], key: str, source: str = "recipe", lines: Mapping[tuple[str, ...], int] | None = None) -> Any:
+def options_of(
+    chosen: Named, model: type[Options], key: str, source: str = "recipe", lines: Mapping[tuple[str, ...], int] | None = None
+) -> Any:
     """The options of a choice, validated by what it declares. Raises InputError naming the key, and the nearest for an unknown one."""
     try:
         return model.model_validate(chosen.options)

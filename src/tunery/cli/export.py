@@ -1,2 +1,28 @@
-def export() -> None:
-    """todo"""
+"""`tunery export RUN_OR_MODEL --to FORM --out DIR`: the model in another form, with proof that it is the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunery.cli.common import console, emit
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A run directory, or a bare model: catalogue name, hub id, folder, .gguf file.")],
+    to: Annotated[str, typer.Option(help="adapter, merged, onnx, onnx:int8 or onnx:int4.")],
+    out: Annotated[Path, typer.Option(help="The folder to make; it is then itself the loadable model.")],
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Export a run or a model; what is not provably the same model is not kept."""
+    from tunery.export.of_run import export_one
+    from tunery.progress import Lines
+
+    entry = export_one(model, to, out, Lines())
+    if json:
+        emit(entry)
+        return
+    figures = f"greedy match {entry['greedy_match']:.4f}, largest logit difference {entry['max_logit_difference']:.2g}"
+    console().print(f"{out}: {entry['precision']}, {entry['bytes'] / 1e6:.0f} MB, {figures}", soft_wrap=True)

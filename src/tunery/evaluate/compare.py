@@ -19,7 +19,9 @@ def chosen_metrics(wanted: Sequence[str] | None, lines: Sequence[dict[str, Any]]
         wanted = metrics.choose([line["reference"] for line in lines]) if answered else ()
     for name in wanted:
         if not answered and not isinstance(metrics.get(name), LikelihoodMetric):
-            raise InputError(f"evaluate.metrics: `{name}` compares answers, and this task has none; choose from loss, perplexity, bits_per_byte")
+            raise InputError(
+                f"evaluate.metrics: `{name}` compares answers, and this task has none; choose from loss, perplexity, bits_per_byte"
+            )
     return (*wanted, *(name for name in LIKELIHOOD if name not in wanted))
 
 

@@ -17,7 +17,7 @@ from tunery.evaluate.likelihood import likelihoods
 from tunery.evaluate.probe_text import DOMAINS, ProbeText, probe_documents, seen_filter
 from tunery.metrics import LikelihoodMetric
 from tunery.progress import Progress
-from tunery.tasks import text as text_task
+from tunery.tasks import get
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +48,7 @@ def probe(model: PreTrainedModel, tokenizer: Any, text: ProbeText, progress: Pro
     measured = {}
     for domain, pieces in text.documents.items():
         documents = [_Document.of(tokenizer(piece, add_special_tokens=True).input_ids) for piece in pieces]
-        nats, counts = likelihoods(model, text_task, documents, progress, f"forgetting {when}: {domain}")
+        nats, counts = likelihoods(model, get("text"), documents, progress, f"forgetting {when}: {domain}")
         measured[domain] = {"nll": nats.tolist(), "tokens": counts.tolist(), "bytes": [len(p.encode()) for p in pieces]}
     return measured
 

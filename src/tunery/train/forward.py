@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,8 +41,8 @@ def packs_for(model: PreTrainedModel, rows: Iterable[TokenRow], share: bool = Tr
     """Packs that this model can take: rows one by one where it has layers that run through the sequence instead of attending."""
     if not can_pack(model.config):
         for number, row in enumerate(rows):
-            (alone,) = pack([row], max_tokens=1, share=False)
-            yield Pack(**{**alone.__dict__, "rows": np.full_like(alone.rows, number)})
+            for alone in pack([row], max_tokens=1, share=False):  # none where nothing is learned
+                yield replace(alone, rows=np.full_like(alone.rows, number))
         return
     yield from pack(rows, max_tokens, share)
 

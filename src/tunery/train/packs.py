@@ -58,17 +58,29 @@ def pack(rows: Iterable[TokenRow], max_tokens: int, share: bool = True) -> Itera
 
     With `share`, the tokens that rows begin with in common are computed once. Rows are numbered in the order given.
     """
-    numbered = [(np.asarray(r.tokens), np.asarray(r.weights), n) for n, r in enumerate(rows)]
+    numbered = [(*_needed(r), n) for n, r in enumerate(rows)]
     if share:  # big-endian bytes sort like the token ids, so rows with a common beginning become neighbours
         numbered.sort(key=lambda r: r[0].astype(">u4").tobytes())
     builder = _Builder(share)
-    for tokens, weights, n in numbered:
+    for tokens, learned, targets, weights, real, n in numbered:
         if builder.length and builder.length + builder.new_tokens(tokens) > max_tokens:
             yield builder.finish()
             builder = _Builder(share)
-        builder.add(tokens, weights, n)
+        builder.add(tokens, learned, targets, weights, n)
+        builder.real += real
     if builder.length:
         yield builder.finish()
+
+
+def _needed(row: TokenRow) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    """What must be computed of a row: its tokens before the last learned one, which is only a target.
+
+    (tokens, learned, targets, weights, real tokens): learned (S,) are the places whose outputs predict the targets (S,).
+    """
+    tokens, weights = np.asarray(row.tokens), np.asarray(row.weights)
+    predicted = np.flatnonzero(weights[1:]) + 1  # nothing comes before the first token, so nothing can predict it
+    needed = tokens[: predicted[-1]] if len(predicted) else tokens[:0]
+    return needed, predicted - 1, tokens[predicted], weights[predicted], len(tokens)
 
 
 class _Builder:
@@ -91,7 +103,7 @@ class _Builder:
         differing = np.flatnonzero(tokens[:n] != self.last[:n])
         return int(differing[0]) if len(differing) else n
 
-    def add(self, tokens: np.ndarray, weights: np.ndarray, row: int) -> None:
+    def add(self, tokens: np.ndarray, learned: np.ndarray, targets: np.ndarray, weights: np.ndarray, row: int) -> None:
         common = self._common(tokens)
         for place in self.path[common:]:
             self.end[place] = self.length
@@ -100,13 +112,11 @@ class _Builder:
         self.end += [0] * fresh
         self.parts["tokens"].append(tokens[common:])
         self.parts["positions"].append(np.arange(common, len(tokens)))
-        learned = np.flatnonzero(weights[1:]) + 1  # nothing comes before the first token, so nothing can predict it
-        self.parts["source"].append(np.array(self.path, dtype=np.int64)[learned - 1])
-        self.parts["targets"].append(tokens[learned])
-        self.parts["weights"].append(weights[learned])
+        self.parts["source"].append(np.array(self.path, dtype=np.int64)[learned])
+        self.parts["targets"].append(targets)
+        self.parts["weights"].append(weights)
         self.parts["rows"].append(np.full(len(learned), row))
         self.length += fresh
-        self.real += len(tokens)
         self.last = tokens
 
     def finish(self) -> Pack:

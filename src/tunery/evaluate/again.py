@@ -1,0 +1,50 @@
+"""Measuring a finished run's model once more, on its own test rows or on others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tunery.data.render import Renderer
+from tunery.data.rows import read_rows
+from tunery.errors import InputError
+from tunery.evaluate import compare, predictions
+from tunery.infer.open_engine import load_run
+from tunery.infer.torch_engine import TorchEngine
+from tunery.progress import Progress
+from tunery.run import Run
+from tunery.tasks import get
+
+
+def evaluate_again(path: Path, data: Path | None, base: bool, progress: Progress) -> dict[str, Any]:
+    """`{"rows": int, "metrics": {name: {"value", "low", "high"}}, "predictions": [...]}` of the trained model, or of its base.
+
+    Without `data` the rows are those that the run was measured on. Raises InputError when there are none.
+    """
+    run = Run.open(path)
+    recipe = run.recipe()
+    if data is not None:
+        rows = list(read_rows(str(data)))
+    else:
+        before = run.predictions_file("before")
+        if not before.is_file():
+            raise InputError(f"{path}: this run has no test rows; name a file with --data")
+        places = {(line["source"], line["line"]) for line in predictions.read(before)}
+        sources = sorted({source for source, _ in places})
+        rows = [row for source in sources for row in read_rows(source, run.path) if (row.source, row.line) in places]
+    model, tokenizer = load_run(run, with_adapter=not base, progress=progress.say)
+    renderer = Renderer(tokenizer)
+    assert recipe.train.max_length is not None
+    lines = predictions.predict(
+        model,
+        TorchEngine(model, tokenizer, renderer.stop_ids),
+        renderer,
+        get(recipe.task),
+        rows,
+        recipe.train.max_length,
+        recipe.evaluate.max_new_tokens,
+        progress,
+        "again",
+    )
+    names = compare.chosen_metrics(recipe.evaluate.metrics, lines)
+    return {"rows": len(lines), "metrics": compare.measure(names, lines), "predictions": lines}

@@ -1,0 +1,1 @@
+"""Generation engines behind one interface: torch, and ONNX Runtime."""

@@ -1,0 +1,71 @@
+"""From what a user names (a run, a model folder, a model's name) to an engine that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunery import methods
+from tunery.data.render import Renderer
+from tunery.errors import InputError
+from tunery.infer.engine import Engine
+from tunery.infer.onnx_engine import OnnxEngine
+from tunery.infer.torch_engine import TorchEngine
+from tunery.models.load import load_model, load_tokenizer
+from tunery.models.source import local_folder
+from tunery.run import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+ENGINES = ("torch", "onnx")
+
+
+def open_engine(name: str, engine: str, say: Callable[[str], Any] | None = None) -> Engine:
+    """The engine `torch` or `onnx` for a run directory, a model folder, or anything that names a model.
+
+    Raises InputError for an unknown engine, an unfinished run, or a run without the export that the engine needs.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"engine `{engine}` is not known; choose {' or '.join(ENGINES)}")
+    path = Path(name)
+    run = Run.open(path) if (path / "recipe.yaml").is_file() else None
+    if engine == "onnx":
+        folder = run.path / "onnx" if run else path
+        if run and not folder.is_dir():
+            raise InputError(f"{name}: this run was not exported to ONNX; do it with `tunery export {name} --to onnx --out {folder}`")
+        return OnnxEngine(folder)
+    if run is None and (path / "genai_config.json").is_file():
+        raise InputError(f"{name}: this folder holds an ONNX model; talk to it with --engine onnx")
+    if run is not None:
+        model, tokenizer = load_run(run, progress=say)
+    else:
+        local = local_folder(name, say)
+        model, tokenizer = load_model(local, _quick_dtype()), load_tokenizer(local)
+    return TorchEngine(model, tokenizer, Renderer(tokenizer).stop_ids)
+
+
+def load_run(
+    run: Run, with_adapter: bool = True, dtype: str | None = None, progress: Callable[[str], Any] | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model of a run with what it learned (or its base alone), in the run's own precision unless told otherwise, and its tokenizer."""
+    from tunery.train import attention
+
+    recipe = run.recipe()
+    if with_adapter and not run.adapter.is_dir():
+        raise InputError(f"{run.path}: this run has not finished training; go on with `tunery resume {run.path}`")
+    folder = local_folder(recipe.model, progress)
+    precision = dtype or {"bf16": "bfloat16", "fp32": "float32"}[recipe.train.precision]
+    model = load_model(folder, precision, attention=attention.register())
+    if with_adapter:
+        method = methods.get(recipe.method.name)
+        method.attach(model, method.Options.model_validate(recipe.method.options), recipe.train.seed)
+        method.load(model, run.adapter)
+    return model.eval(), load_tokenizer(folder)
+
+
+def _quick_dtype() -> str:
+    from tunery.train import precision
+
+    return precision.choose("auto", "cpu")[0]

@@ -1,0 +1,162 @@
+"""Generation by transformers and torch: any causal model in memory, an adapter on it or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tunery.infer.batches import batches, check_prompt, check_tokens, until_stop
+from tunery.infer.engine import OnProgress
+from tunery.infer.sampling import Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+class TorchEngine:
+    """A transformers model as an `Engine`.
+
+    Sampling settings and stop tokens that the model's own files bring are never used: a figure must mean the same for every model.
+    While the engine works, the model is in evaluation mode; afterwards it is as before.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, stop_ids: tuple[int, ...], context: int | None = None
+    ) -> None:
+        self.model, self.tokenizer, self.stop_ids = model, tokenizer, tuple(stop_ids)
+        text_config: Any = model.config.get_text_config()
+        self.context = context or int(text_config.max_position_embeddings)
+
+    def generate(self, prompts: list[list[int]], sampling: Sampling, on_progress: OnProgress | None = None) -> list[list[int]]:
+        """See `Engine.generate`. Prompts of similar length are computed together, padded on the left with a mask."""
+        import torch
+
+        answers: list[list[int]] = [[] for _ in prompts]
+        done = 0
+        with self._ready(), _seeded(sampling.seed):
+            for batch in batches(prompts, sampling.max_new_tokens, self.context):
+                rows = [prompts[n] for n in batch.rows]
+                width = max(len(r) for r in rows)
+                ids = torch.tensor([[self._pad] * (width - len(r)) + r for r in rows], device=self.model.device)
+                mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=self.model.device)
+                out: Any = self.model.generate(  # type: ignore[operator]
+                    inputs=ids, attention_mask=mask, generation_config=self._config(sampling, batch.new_tokens)
+                )
+                for n, tokens in zip(batch.rows, out[:, width:].tolist(), strict=True):
+                    answers[n] = until_stop(tokens, self.stop_ids, batch.new_tokens)
+                done += len(rows)
+                if on_progress:
+                    on_progress(done, len(prompts))
+        return answers
+
+    def stream(self, prompt: list[int], sampling: Sampling) -> Iterator[int]:
+        """See `Engine.stream`."""
+        import torch
+
+        check_prompt(prompt, self.context)
+        draw = _Draw(sampling, self.model.device)
+        new = torch.tensor([prompt], device=self.model.device)
+        cache = None
+        with self._ready():
+            for _ in range(min(sampling.max_new_tokens, self.context - len(prompt))):
+                with torch.inference_mode():  # inside the loop: it must not stay on in the caller between two tokens
+                    out = self.model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                    token = draw(out.logits[:, -1].float())
+                if token in self.stop_ids:
+                    return
+                yield token
+                cache = out.past_key_values
+                new = torch.tensor([[token]], device=self.model.device)
+
+    def logits(self, tokens: list[int]) -> np.ndarray:
+        """See `Engine.logits`."""
+        import torch
+
+        check_tokens(tokens, self.context)
+        with self._ready(), torch.inference_mode():
+            out = self.model(input_ids=torch.tensor([tokens], device=self.model.device), use_cache=False)
+        values: np.ndarray = out.logits[0].float().cpu().numpy()
+        return values
+
+    @property
+    def _pad(self) -> int:
+        return self.stop_ids[0] if self.stop_ids else 0  # masked on the left, and cut off behind the stop token
+
+    def _config(self, sampling: Sampling, new_tokens: int) -> Any:
+        from transformers import GenerationConfig
+
+        chance: dict[str, Any] = {"do_sample": False}
+        if not sampling.greedy:
+            chance = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        return GenerationConfig(
+            max_new_tokens=new_tokens,
+            eos_token_id=list(self.stop_ids) or None,
+            pad_token_id=self._pad,
+            num_beams=1,
+            use_cache=True,
+            **chance,
+        )
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        """The model without what its files say about generation (transformers would fill every open setting from it)."""
+        from transformers import GenerationConfig
+        from transformers.utils import logging
+
+        model: Any = self.model
+        own, training, verbosity = model.generation_config, model.training, logging.get_verbosity()
+        model.generation_config = GenerationConfig()
+        model.eval()
+        logging.set_verbosity_error()
+        # Only the last position's logits are wanted, a slice; on a CPU a linear layer copies its whole weight for each row of a slice.
+        hook = model.get_output_embeddings().register_forward_pre_hook(lambda head, inputs: (inputs[0].contiguous(),))
+        try:
+            yield
+        finally:
+            hook.remove()
+            model.generation_config = own
+            model.train(training)
+            logging.set_verbosity(verbosity)
+
+
+class _Draw:
+    """One token from the logits (1, V) of one position."""
+
+    def __init__(self, sampling: Sampling, device: torch.device) -> None:
+        import torch
+        from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        self.greedy = sampling.greedy
+        self.generator = torch.Generator(device=device).manual_seed(sampling.seed)
+        self.warpers: list[Any] = []
+        if not sampling.greedy:
+            self.warpers.append(TemperatureLogitsWarper(sampling.temperature))
+            if sampling.top_k:
+                self.warpers.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1:
+                self.warpers.append(TopPLogitsWarper(sampling.top_p))
+
+    def __call__(self, logits: torch.Tensor) -> int:
+        import torch
+
+        if self.greedy:
+            return int(logits.argmax(-1))
+        for warper in self.warpers:
+            logits = warper(None, logits)
+        return int(torch.multinomial(logits.softmax(-1), 1, generator=self.generator))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """torch's random state set for the block, and put back after it: generating must not change what training draws next."""
+    import torch
+
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
