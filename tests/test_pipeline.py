@@ -57,7 +57,17 @@ def test_the_task_was_learned(finished: pipeline.Result) -> None:
 
 def test_the_run_directory_is_as_described(finished: pipeline.Result) -> None:
     names = {p.name for p in finished.path.iterdir()}
-    assert {"recipe.yaml", "metrics.jsonl", "checkpoints", "adapter", "report.json", "report.html", "log.txt", "data", "inputs.json"} <= names
+    assert {
+        "recipe.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "adapter",
+        "report.json",
+        "report.html",
+        "log.txt",
+        "data",
+        "inputs.json",
+    } <= names
     assert {"predictions-before.jsonl", "predictions-after.jsonl"} <= names
     lines = finished.run.metrics()
     assert [line["step"] for line in lines] == list(range(1, 25))
@@ -142,7 +152,9 @@ def test_without_test_rows_nothing_is_evaluated(tiny_llama: Path, tmp_path: Path
 
 
 def test_text_rows_and_a_share_for_test(tiny_phi3: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": f"The model learns the question {n}. A river."}) + "\n" for n in range(60)))
+    (tmp_path / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"The model learns the question {n}. A river."}) + "\n" for n in range(60))
+    )
     recipe = write_job(tmp_path, tiny_phi3, task="text", data={"train": "text.jsonl", "test": 0.2}, train={"epochs": 3})
     result = tunery.finetune(recipe, run=tmp_path / "run")
     evaluation = result.report["evaluation"]

@@ -41,13 +41,19 @@ def test_the_commands_run_in_the_order_shown(folder: Path) -> None:
         if words[0] == "chat":
             words += ["-m", "A river likes cold water.", "--max-new-tokens", "4"]
         result = subprocess.run(
-            [sys.executable, "-c", "from tunery.cli.main import run; run()", *words], cwd=folder, capture_output=True, text=True, check=False
+            [sys.executable, "-c", "from tunery.cli.main import run; run()", *words],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert result.returncode == 0, f"{line}\n{result.stderr}"
     assert (folder / "exported" / "genai_config.json").is_file()
 
 
-def test_the_python_example_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_llama: Path) -> None:
+def test_the_python_example_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_llama: Path
+) -> None:
     (example,) = blocks("python")
     monkeypatch.chdir(folder)
     exec(compile(example.replace("smollm2-135m", str(tiny_llama)), "README.md", "exec"), {})

@@ -107,3 +107,11 @@ def gpus() -> list[dict[str, Any]]:
             bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         found.append({"name": properties.name, "memory_bytes": properties.total_memory, "bf16": bf16})
     return found
+
+
+def peak_memory() -> int:
+    """The greatest resident size of this process so far, in bytes; children are not counted."""
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024

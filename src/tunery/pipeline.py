@@ -7,9 +7,7 @@ The one place that knows the order. Every stage leaves its result in the run dir
 from __future__ import annotations
 
 import platform
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from tunery.data.render import Renderer
 from tunery.errors import InputError, Interrupted
 from tunery.evaluate import compare, forgetting, predictions
 from tunery.export.of_run import export_run
+from tunery.machine import cpu_name, peak_memory
 from tunery.models.cache import cache_folder
 from tunery.models.load import count_parameters, load_model, load_tokenizer
 from tunery.models.source import fingerprint
@@ -209,10 +208,10 @@ def _stages(
         learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
         run.write_json(
             "training.json",
-            {**asdict(state), "trainable_parameters": learned, "total_parameters": total, "peak_memory_bytes": _peak_memory()},
+            {**asdict(state), "trainable_parameters": learned, "total_parameters": total, "peak_memory_bytes": peak_memory()},
         )
         progress.say(f"trained {state.step} steps in {state.seconds:.0f} s, loss {state.first_loss:.3f} → {state.final_loss:.3f}")
-    report["train"] = _train_part(run)
+    report["train"], report["plan"] = _train_part(run), run.read_json("plan.json")
     if model is not None:
         evaluate(model, "after")
         del model
@@ -280,7 +279,7 @@ def _skeleton(run: Run, resolved: Resolved, prepared: Prepared) -> dict[str, Any
         "status": "failed",
         "data": prepared.stats.report(),
         "train": {},
-        "plan": None,
+        "plan": run.read_json("plan.json"),
         "evaluation": None,
         "exports": {},
         "environment": environment(resolved),
@@ -294,8 +293,6 @@ def environment(resolved: Resolved) -> dict[str, Any]:
     """What the numbers were measured on."""
     import torch
 
-    from tunery.machine import cpu_name
-
     device = torch.cuda.get_device_name() if resolved.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return {
         "python": platform.python_version(),
@@ -307,12 +304,6 @@ def environment(resolved: Resolved) -> dict[str, Any]:
         "platform": platform.platform(),
         "seed": resolved.recipe.train.seed,
     }
-
-
-def _peak_memory() -> int:
-    """The greatest resident size of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _files(data: Data) -> list[str]:

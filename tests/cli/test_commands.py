@@ -143,7 +143,9 @@ def test_ctrl_c_ends_with_130_and_can_be_resumed(tiny_llama: Path, tmp_path: Pat
 
     recipe = write_job(tmp_path, tiny_llama, train={"epochs": 400, "checkpoint_every": 50}, evaluate={"forgetting_tokens": 0})
     script = "from tunery.cli.main import run; run()"
-    process = subprocess.Popen([sys.executable, "-c", script, "train", str(recipe), "--run", str(tmp_path / "run")], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "train", str(recipe), "--run", str(tmp_path / "run")], stderr=subprocess.PIPE, text=True
+    )
     metrics = tmp_path / "run" / "metrics.jsonl"
     end = time.monotonic() + 120
     while not (metrics.is_file() and metrics.read_text().count("\n") > 5) and time.monotonic() < end:

@@ -29,7 +29,13 @@ PROBES = "probes.json"
 
 
 def export_run(
-    run: Run, recipe: Recipe, chosen: Sequence[tuple[str, Any]], renderer: Renderer, test: Sequence[Row], evaluation: Any, progress: Progress
+    run: Run,
+    recipe: Recipe,
+    chosen: Sequence[tuple[str, Any]],
+    renderer: Renderer,
+    test: Sequence[Row],
+    evaluation: Any,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Make what the recipe asks for, each in the folder of its name inside the run; the report's `exports`.
 
@@ -44,7 +50,9 @@ def export_run(
         entry = get(name).export(source, run.path / name, options)
         done[name] = {**entry, "path": name}
         run.write_json("exports.json", done)
-        progress.say(f"exported: {name}, greedy match {entry['greedy_match']:.4f}, largest logit difference {entry['max_logit_difference']:.2g}")
+        progress.say(
+            f"exported: {name}, greedy match {entry['greedy_match']:.4f}, largest logit difference {entry['max_logit_difference']:.2g}"
+        )
     return done
 
 

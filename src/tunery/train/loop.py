@@ -31,6 +31,7 @@ from tunery.train.forward import logits_of, packs_for
 from tunery.train.packs import TokenRow
 from tunery.train.schedule import learning_rate
 from tunery.train.steps import plan_steps
+from tunery.train.trial import trial
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,9 +107,14 @@ def train(
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
 
+    def gradient(chosen: np.ndarray) -> float:
+        return accumulate(model, task, [rows[i] for i in chosen.tolist()], float(rows.supervised[chosen].sum()), settings.share_prefixes)
+
     def save() -> None:
         checkpoint.save(run.checkpoints, state, parameters, optimizer, lambda folder: method.save(model, options, folder, base))
 
+    if state.step == 0 and steps:
+        run.write_json("plan.json", trial(steps, rows.lengths, gradient, parameters.values()))
     validate_every = settings.validate_every or (math.ceil(len(steps) / max(1.0, settings.epochs)) if valid else 0)
     before, started = state.seconds, time.monotonic()
     saved = state.step
@@ -120,9 +126,8 @@ def train(
             rate = learning_rate(number, len(steps), settings.learning_rate, settings.schedule, settings.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            chosen = [rows[i] for i in steps[number - 1].tolist()]
-            supervised = float(rows.supervised[steps[number - 1]].sum())
-            loss = accumulate(model, task, chosen, supervised, settings.share_prefixes)
+            chosen = steps[number - 1]
+            loss = gradient(chosen)
             norm = _clip(parameters.values(), settings.clip)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise RunError(
@@ -135,7 +140,7 @@ def train(
             state.step, state.final_loss = number, loss
             state.first_loss = loss if state.first_loss is None else state.first_loss
             state.rows += len(chosen)
-            tokens = int(rows.lengths[steps[number - 1]].sum())
+            tokens, supervised = int(rows.lengths[chosen].sum()), float(rows.supervised[chosen].sum())
             state.tokens += tokens
             state.supervised_tokens += supervised
             line = {

@@ -1,0 +1,45 @@
+"""A trial before the first step: the largest step is computed and thrown away, so that what does not fit fails at once.
+
+What it took is the run's plan: the memory that the process then holds, and the time of all steps at the speed measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+
+from tunery.errors import RunError
+from tunery.machine import peak_memory
+
+
+def trial(
+    steps: Sequence[np.ndarray], lengths: np.ndarray, compute: Callable[[np.ndarray], object], parameters: Iterable[torch.nn.Parameter]
+) -> dict[str, float]:
+    """`{"peak_memory_bytes", "seconds"}` of a run of these steps, from its largest and a middling one.
+
+    compute: adds the gradient of the given rows. Gradients are thrown away and random states restored, so nothing changes what follows.
+    Raises RunError with the mend when the largest step does not fit on the device.
+    """
+    tokens = np.array([lengths[s].sum() for s in steps])
+    learned = list(parameters)
+    devices = [learned[0].device] if learned and learned[0].device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            compute(steps[int(tokens.argmax())])
+        except (torch.OutOfMemoryError, MemoryError):
+            raise RunError(
+                f"the largest step ({tokens.max()} tokens) does not fit into memory; lower train.tokens_per_step, train.rows_per_step or "
+                "train.max_length, or set train.gradient_checkpointing to true"
+            ) from None
+        # The first pass also pays for what libraries prepare once, so another is timed.
+        middle = int(np.argsort(tokens)[len(tokens) // 2])
+        started = time.monotonic()
+        compute(steps[middle])
+        seconds = time.monotonic() - started
+    for p in learned:
+        p.grad = None
+    optimizer = sum(2 * p.numel() * p.element_size() for p in learned)  # AdamW keeps two values a parameter
+    return {"peak_memory_bytes": peak_memory() + optimizer, "seconds": round(seconds * float(tokens.sum() / tokens[middle]), 1)}
