@@ -29,6 +29,7 @@ ORDER = [
     "evaluate",
     "export",
     "resolve",
+    "inputs",  # what a run began with: data, hashes
     "plan",
     "report",
     "pipeline",

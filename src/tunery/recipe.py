@@ -276,7 +276,7 @@ def _with_overrides(plain: dict[str, Any], overrides: Iterable[str]) -> dict[str
             if isinstance(below, str) and parent in ("method", "sharding"):
                 below = {"name" if parent == "method" else "stage": below}
             if below is None:
-                below = {}
+                below = {"method": {"name": "lora"}, "sharding": {"stage": "none"}}.get(parent, {})
             if not isinstance(below, Mapping):
                 raise InputError(f"--set {override}: `{parent}` holds {_form(below)}, so it has no key `{last}`")
             inner[parent] = below = dict(below)

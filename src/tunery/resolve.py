@@ -51,6 +51,10 @@ def check_names(recipe: Recipe, source: str = "recipe", lines: Mapping[tuple[str
     task = tasks.get(recipe.task)
     method = methods.get(recipe.method.name)
     for name in recipe.evaluate.metrics or ():
+        if not task.ANSWERS and not isinstance(metrics.get(name), metrics.LikelihoodMetric):
+            raise InputError(
+                f"evaluate.metrics: `{name}` compares answers, and the task `{recipe.task}` has none; choose loss, perplexity or bits_per_byte"
+            )
         metrics.get(name)
     if recipe.evaluate.metrics is not None and not recipe.evaluate.metrics:
         raise InputError("evaluate.metrics: the list is empty; name a metric, or leave the key out to have them chosen")
@@ -58,8 +62,12 @@ def check_names(recipe: Recipe, source: str = "recipe", lines: Mapping[tuple[str
         raise InputError(f"sharding `{recipe.sharding.name}` is not known; known: {', '.join(SHARDING)}")
     if recipe.sharding.options:
         raise InputError("sharding: `none` takes no options; leave them out")
-    for chosen in recipe.export:
-        options_of(chosen, export.get(chosen.name).Options, "export", source, lines)
+    for n, chosen in enumerate(recipe.export):
+        exporter = export.get(chosen.name)
+        options_of(chosen, exporter.Options, "export", source, lines)
+        exporter.require()
+        if chosen.name in {e.name for e in recipe.export[:n]}:
+            raise InputError(f"export: `{chosen.name}` is named twice; keep one, and make others with `tunery export`")
     if not task.ANSWERS and recipe.evaluate.max_new_tokens is not None:
         raise InputError(f"evaluate.max_new_tokens: the task `{recipe.task}` generates no answers; leave it out")
     if recipe.train.early_stopping is not None and recipe.data.valid is None:
@@ -111,9 +119,17 @@ def resolve(recipe: Recipe, progress: Progress, source: str = "recipe", lines: M
     if train.gradient_checkpointing == "auto":
         decided["gradient_checkpointing"] = False
         reasons["train.gradient_checkpointing"] = "auto: off, packs are short, so activations are a small part of the memory"
+    if train.init_from:
+        method.check_start(adapter_of(train.init_from), options)
     train = train.model_copy(update=decided)
     recipe = recipe.model_copy(update={"train": train, "method": Named(name=recipe.method.name, options=options.model_dump(mode="json"))})
     shared = set(Settings.__dataclass_fields__) & set(type(train).model_fields)
     settings = Settings(**{k: getattr(train, k) for k in shared}, share_prefixes=getattr(options, "dropout", 0) == 0)
     exports = tuple((e.name, options_of(e, export.get(e.name).Options, "export")) for e in recipe.export)
     return Resolved(recipe, tasks.get(recipe.task), method, options, exports, folder, context, device, dtype, settings, reasons)
+
+
+def adapter_of(where: str) -> Path:
+    """The adapter folder that `train.init_from` names: a run's, or itself."""
+    path = Path(where)
+    return path / "adapter" if (path / "adapter").is_dir() else path

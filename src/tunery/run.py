@@ -34,7 +34,7 @@ class Run:
         self.path = Path(path)
 
     @classmethod
-    def create(cls, path: str | Path, recipe: Recipe) -> Run:
+    def create(cls, path: str | Path, recipe: Recipe | None = None) -> Run:
         """A new run directory; an existing one that holds anything is refused, never overwritten."""
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -43,7 +43,8 @@ class Run:
             )
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
-        run.write_recipe(recipe)
+        if recipe is not None:
+            run.write_recipe(recipe)
         return run
 
     @classmethod

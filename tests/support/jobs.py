@@ -26,7 +26,7 @@ def write_job(folder: Path, model: Path, /, **changes: Any) -> Path:
 
     (folder / "train.jsonl").write_text(chat_lines(96, 1))
     (folder / "test.jsonl").write_text(chat_lines(24, 2))
-    recipe = {
+    recipe: dict[str, Any] = {
         "model": str(model),
         "data": {"train": "train.jsonl", "test": "test.jsonl"},
         "method": {"name": "lora", "rank": 8},
@@ -38,4 +38,3 @@ def write_job(folder: Path, model: Path, /, **changes: Any) -> Path:
         recipe[key] = {**recipe[key], **value} if isinstance(value, dict) and isinstance(recipe.get(key), dict) else value
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return folder / "recipe.yaml"
-

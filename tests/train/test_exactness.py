@@ -165,3 +165,42 @@ def test_in_bf16_no_further_from_float32_than_pefts(tiny_any: Path) -> None:
     ours = np.abs(np.array(train_ours(tiny_any, "bfloat16")[0]) - exact).mean()
     theirs = np.abs(np.array(train_peft(tiny_any, "bfloat16")[0]) - exact).mean()
     assert ours <= 1.2 * theirs
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("gemma2", {"final_logit_softcapping": 2.0}), ("granite", {"logits_scaling": 4.0}), ("cohere", {"logit_scale": 0.25})],
+)
+def test_what_an_architecture_does_to_its_logits_is_kept(tmp_path: Path, kind: str, settings: dict[str, float]) -> None:
+    """Soft cap, divisor and factor: against transformers' own logits, one row at a time."""
+    from tiny import tiny_tokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    common = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(kind, **common, num_key_value_heads=2, head_dim=16, **settings, initializer_range=0.3, sliding_window=8)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    rows = random_rows(6)
+    model = load_model(tmp_path, attention=attention.register())
+    ours = accumulate_loss(model, rows)
+    model.set_attn_implementation("eager")
+    total = 0.0
+    for row in rows:
+        ids = torch.from_numpy(row.tokens.astype(np.int64))[None]
+        nats = torch.nn.functional.cross_entropy(model(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="none")
+        total += float((nats * torch.from_numpy(row.weights[1:])).sum())
+    assert ours == pytest.approx(total / rows.supervised.sum(), abs=1e-5)
+
+
+def accumulate_loss(model: Any, rows: TokenRows) -> float:
+    nats = [forward.pack_loss(model, get("chat"), p)[0].item() for p in forward.packs_for(model, rows)]
+    return sum(nats) / float(rows.supervised.sum())
+
+
+def test_logits_in_chunks_give_the_same_gradient(tiny_any: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = random_rows(8)
+    model = adapted(tiny_any)
+    whole = gradients(model, rows, [list(range(8))], share=True)
+    monkeypatch.setattr(forward, "LOGITS", 3)
+    assert_same(gradients(model, rows, [list(range(8))], share=True), whole)

@@ -44,6 +44,8 @@ def run() -> None:
     as_json = "--json" in sys.argv
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # typer's own answer to Ctrl-C, which says nothing
+            code = fail("interrupted", 130, as_json)
     except TuneryError as e:
         code = fail(str(e), e.exit_code, as_json)
     except KeyboardInterrupt:

@@ -144,7 +144,22 @@ def prepare(
         raise DataError(sources[0].path, None, "no row is left to train on; add rows, or set less aside")
 
     stats = _stats(parts, views, near_duplicates, base, progress)
+    for name in ("valid", "test"):
+        if any(len(rows) for _, _, rows in parts.get(name, [])) and not len(views[name]) and not problems.count:
+            mend = f"every {name} row is cut before its answer; raise train.max_length (now {max_length})"
+            problems.add(DataError(parts[name][0][1].name, None, mend))
     test = [row for source, file, rows in parts.get("test", []) for row in _read_again(source, file, rows, base)]
+    if "test" in views:
+        long = {views["test"].where(n) for n in views["test"].long_rows.tolist()}
+        for row in test:
+            if (row.source, row.line) in long and row.kind != "text" and (size := len(renderer.prompt(row).ids)) >= context:
+                problems.add(
+                    DataError(
+                        row.source,
+                        row.line,
+                        f"the prompt of this test row has {size} tokens and the model's context is {context}; shorten it",
+                    )
+                )
     return Prepared(train, views.get("valid"), test, views.get("test"), stats, problems.count, renderer, base, parts["train"])
 
 

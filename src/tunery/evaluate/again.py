@@ -26,12 +26,9 @@ def evaluate_again(path: Path, data: Path | None, base: bool, progress: Progress
     if data is not None:
         rows = list(read_rows(str(data)))
     else:
-        before = run.predictions_file("before")
-        if not before.is_file():
+        if not run.predictions_file("before").is_file():
             raise InputError(f"{path}: this run has no test rows; name a file with --data")
-        places = {(line["source"], line["line"]) for line in predictions.read(before)}
-        sources = sorted({source for source, _ in places})
-        rows = [row for source in sources for row in read_rows(source, run.path) if (row.source, row.line) in places]
+        rows = predictions.rows_of(run)
     model, tokenizer = load_run(run, with_adapter=not base, progress=progress.say)
     renderer = Renderer(tokenizer)
     assert recipe.train.max_length is not None

@@ -10,6 +10,8 @@ from tunery.errors import InputError
 from tunery.metrics import LikelihoodMetric
 
 LIKELIHOOD = ("loss", "bits_per_byte")
+BY_LABEL = ("accuracy", "macro_f1")
+"""Metrics of choosing a label: they count the likeliest label, while exact match counts what the model says."""
 
 
 def chosen_metrics(wanted: Sequence[str] | None, lines: Sequence[dict[str, Any]]) -> tuple[str, ...]:
@@ -31,7 +33,8 @@ def statistics(name: str, lines: Sequence[dict[str, Any]], labels: Sequence[str]
     if isinstance(metric, LikelihoodMetric):
         nll, tokens, size = ([line[k] for line in lines] for k in ("nll", "tokens", "bytes"))
         return metric, metric.rows_from(nll, tokens, size)
-    return metric, metric.rows([line["prediction"] for line in lines], [line["reference"] for line in lines])
+    answers = [line["label"] if name in BY_LABEL and "label" in line else line["prediction"] for line in lines]
+    return metric, metric.rows(answers, [line["reference"] for line in lines])
 
 
 def measure(names: Sequence[str], lines: Sequence[dict[str, Any]]) -> dict[str, metrics.Interval]:

@@ -43,13 +43,17 @@ def choose(tokenizer: Any, tokens: int, training_texts: Iterable[str]) -> ProbeT
     )
 
 
-def probe(model: PreTrainedModel, tokenizer: Any, text: ProbeText, progress: Progress, when: str) -> dict[str, dict[str, Any]]:
-    """For each domain the nats, predicted tokens and bytes of its documents."""
+def probe(
+    model: PreTrainedModel, tokenizer: Any, text: ProbeText, context: int, progress: Progress, when: str
+) -> dict[str, dict[str, Any]]:
+    """For each domain the nats, predicted tokens and bytes of its documents, cut at the model's context; and the text's own hash."""
     measured = {}
     for domain, pieces in text.documents.items():
-        documents = [_Document.of(tokenizer(piece, add_special_tokens=True).input_ids) for piece in pieces]
+        documents = [_Document.of(tokenizer(piece, add_special_tokens=True).input_ids[:context]) for piece in pieces]
         nats, counts = likelihoods(model, get("text"), documents, progress, f"forgetting {when}: {domain}")
-        measured[domain] = {"nll": nats.tolist(), "tokens": counts.tolist(), "bytes": [len(p.encode()) for p in pieces]}
+        sizes = [len(tokenizer.decode(d.tokens.tolist(), skip_special_tokens=True).encode()) for d in documents]
+        about = {"sha256": text.sha256, "excluded": text.excluded[domain], "short": domain in text.short}
+        measured[domain] = {"nll": nats.tolist(), "tokens": counts.tolist(), "bytes": sizes, **about}
     return measured
 
 
@@ -59,10 +63,14 @@ def compare(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]])
     assert isinstance(metric, LikelihoodMetric)
     result = {}
     for domain, old in before.items():
+        if not old["nll"]:  # the training rows held all of this domain's text
+            continue
         a = metric.rows_from(old["nll"], old["tokens"], old["bytes"])
         b = metric.rows_from(after[domain]["nll"], after[domain]["tokens"], after[domain]["bytes"])
         result[domain] = {
             "tokens": int(sum(old["tokens"])),
+            "sha256": old["sha256"],
+            "excluded": old["excluded"],
             "before": metrics.interval(metric, a),
             "after": metrics.interval(metric, b),
             "difference": metrics.paired(metric, a, b),

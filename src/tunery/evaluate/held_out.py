@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunery import metrics
-from tunery.evaluate.compare import labels_of
+from tunery.evaluate.compare import BY_LABEL, labels_of
+from tunery.evaluate.predictions import answered
 from tunery.infer.sampling import Sampling
 from tunery.metrics import LikelihoodMetric
 from tunery.progress import Progress
@@ -37,8 +38,12 @@ def held_out(
     labels = labels_of(after)
     metric = metrics.get(name, labels)
     if isinstance(metric, LikelihoodMetric):
-        nats = [sum(_nats(engine, s.cut(max_length)) for s in renderer.sequences(row)) for row in rows]
-        stats = metric.rows_from(nats, [line["tokens"] for line in after], [line["bytes"] for line in after])
+        own = [sum(_nats(engine, s.cut(max_length)) for s in renderer.sequences(row)) for row in rows]
+        stats = metric.rows_from(own, [line["tokens"] for line in after], [line["bytes"] for line in after])
+    elif labels and name in BY_LABEL:  # the likeliest label, as it was measured after training
+        nats = np.array([[_nats(engine, answered(renderer, row, label).cut(max_length)) for label in labels] for row in rows])
+        best = [labels[int(n)] for n in nats.argmin(axis=1)]
+        stats = metric.rows(best, [line["reference"] for line in after])
     else:
         answers = engine.generate(
             [renderer.prompt(row).ids for row in rows],

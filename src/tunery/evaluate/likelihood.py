@@ -25,23 +25,15 @@ def likelihoods(
     """(N,) nats and (N,) weight: the loss of each sequence as a sum, and the sum of its weights."""
     import torch
 
-    from tunery.train.forward import logits_of, packs_for
+    from tunery.train.forward import packs_for, row_losses
 
     nats, weights = np.zeros(len(sequences)), np.zeros(len(sequences))
     with torch.inference_mode():
         for start in range(0, len(sequences), CHUNK):
             part = sequences[start : start + CHUNK]
             for packed in packs_for(model, part):
-                if not len(packed.targets):
-                    continue
-                targets = torch.from_numpy(packed.targets).to(model.device)
-                weight = torch.from_numpy(packed.weights).to(model.device)
-                logits = logits_of(model, packed)
-                # The task's own loss, row by row: evaluation and training cannot drift apart.
-                for row in np.unique(packed.rows):
-                    own = torch.from_numpy(np.flatnonzero(packed.rows == row)).to(model.device)
-                    total, count = task.loss(logits[own], targets[own], weight[own])
-                    nats[start + row] += total.item()
-                    weights[start + row] += count.item()
+                for row, total, count in row_losses(model, task, packed):  # the task's own loss, as in training
+                    nats[start + row] += total
+                    weights[start + row] += count
             progress.show(what, min(start + CHUNK, len(sequences)), len(sequences))
     return nats, weights

@@ -6,19 +6,23 @@ Everything that is reported is computed from these lines, so a report can be mad
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence as Many
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunery.data.render import Renderer, Sequence
+from tunery.data.rows import Row, read_rows
+from tunery.errors import InputError
+from tunery.evaluate.likelihood import likelihoods
+from tunery.metrics import find_labels
 from tunery.progress import Progress
-from tunery.run import write_text
+from tunery.run import Run, write_text
 from tunery.tasks import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tunery.data.render import Renderer
-    from tunery.data.rows import Row
     from tunery.infer.engine import Engine
 
 SLACK = 8
@@ -30,7 +34,7 @@ def predict(
     engine: Engine,
     renderer: Renderer,
     task: Task,
-    rows: Sequence[Row],
+    rows: Many[Row],
     max_length: int,
     max_new_tokens: int | None,
     progress: Progress,
@@ -38,10 +42,9 @@ def predict(
 ) -> list[dict[str, Any]]:
     """One dictionary a row: row, source, line, prompt, reference, prediction, nll, tokens, bytes (see `metrics.likelihood`).
 
-    A row longer than `max_length` is cut for its likelihood as it would be in training; its prompt is not.
+    Where the answers are few, `label` is the one of them that the model finds likeliest after the prompt: what accuracy counts, so that a
+    model that knows the answer but has not learned its form is not taken for one that knows nothing. A row longer than `max_length` is cut for its likelihood as it would be in training; its prompt is not.
     """
-    from tunery.evaluate.likelihood import likelihoods
-
     sequences, owner = [], []
     for n, row in enumerate(rows):
         for sequence in renderer.sequences(row):
@@ -59,11 +62,34 @@ def predict(
     if task.ANSWERS:
         for line, answer in zip(lines, _answers(engine, renderer, rows, max_new_tokens, progress, when), strict=True):
             line.update(answer)
+        labels = find_labels([line["reference"] for line in lines])
+        if labels:
+            for line, label in zip(lines, _likeliest(model, renderer, task, rows, labels, progress, when), strict=True):
+                line["label"] = label
     return lines
 
 
+def _likeliest(
+    model: PreTrainedModel, renderer: Renderer, task: Task, rows: Many[Row], labels: Many[str], progress: Progress, when: str
+) -> list[str]:
+    """For each row the label with the least loss (through the end of turn) as its last answer; the prompt is computed once for all labels."""
+    sequences = [answered(renderer, row, label) for row in rows for label in labels]
+    nats, _ = likelihoods(model, task, sequences, progress, f"evaluate {when}: labels")
+    return [labels[int(n)] for n in nats.reshape(len(rows), len(labels)).argmin(axis=1)]
+
+
+def answered(renderer: Renderer, row: Row, answer: str) -> Sequence:
+    """The row with another last answer, which alone counts."""
+    if row.kind == "completion":
+        value = {**row.value, "completion": answer}
+    else:
+        messages = [*row.value["messages"][:-1], {"role": "assistant", "content": answer}]
+        value = {**row.value, "messages": messages, "weights": [0.0] * (len(messages) - 1) + [1.0]}
+    return renderer.sequences(replace(row, value=value))[-1]
+
+
 def _answers(
-    engine: Engine, renderer: Renderer, rows: Sequence[Row], max_new_tokens: int | None, progress: Progress, when: str
+    engine: Engine, renderer: Renderer, rows: Many[Row], max_new_tokens: int | None, progress: Progress, when: str
 ) -> list[dict[str, str]]:
     prompts = [renderer.prompt(row) for row in rows]
     longest = max(len(engine.tokenizer(p.reference, add_special_tokens=False).input_ids) for p in prompts)
@@ -94,9 +120,21 @@ def _last_user_text(messages: list[dict[str, Any]] | None) -> str | None:
 
 def write(file: Path, lines: list[dict[str, Any]]) -> None:
     """As JSONL, whole or not at all."""
-    write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(file, "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
 
 
 def read(file: Path) -> list[dict[str, Any]]:
     """The lines that `write` wrote."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def rows_of(run: Run) -> list[Row]:
+    """The test rows that a run was measured on, in the order of its predictions. Raises InputError when one is no longer there."""
+    lines = read(run.predictions_file("before"))
+    found: dict[tuple[str, int], Row] = {}
+    for source in dict.fromkeys(line["source"] for line in lines):
+        found.update({(source, row.line): row for row in read_rows(source, run.path, on_problem=lambda _: None)})
+    missing = next((line for line in lines if (line["source"], line["line"]) not in found), None)
+    if missing is not None:
+        raise InputError(f"{missing['source']}:{missing['line']}: this test row of the run is no longer there; put the file back")
+    return [found[line["source"], line["line"]] for line in lines]

@@ -25,6 +25,9 @@ class Exporter(Protocol):
     SUMMARY: str
     Options: type[Options]
 
+    def require(self) -> None:
+        """Raise MissingExtraError when what this export needs is not installed: known before hours of training, not after."""
+
     def export(self, source: ExportSource, out: Path, options: Any) -> dict[str, Any]:
         """Write the folder `out`, whole and proven or not at all; the entry for report.json.
 

@@ -24,6 +24,10 @@ class Options(_Options):
     """There is nothing to choose."""
 
 
+def require() -> None:
+    """Nothing beyond the core."""
+
+
 def export(source: ExportSource, out: Path, options: Options) -> dict[str, Any]:
     """Copy the adapter, and prove that PEFT computes with the copy what the trained model computes. See `Exporter.export`."""
     if source.adapter is None:

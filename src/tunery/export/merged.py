@@ -35,6 +35,10 @@ class Options(_Options):
     """There is nothing to choose: the precision is the base's."""
 
 
+def require() -> None:
+    """Nothing beyond the core."""
+
+
 def export(source: ExportSource, out: Path, options: Options) -> dict[str, Any]:
     """Merge, write, load again and prove. See `Exporter.export`."""
     dtype = stored_type(source.base_folder)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunery.errors import InputError
 from tunery.evaluate.held_out import held_out
-from tunery.evaluate.predictions import SLACK, read
+from tunery.evaluate.predictions import SLACK, read, rows_of
 from tunery.export import get
 from tunery.export.probes import make_probes
 from tunery.export.prompts import proof_prompts
@@ -67,7 +67,10 @@ def of_run(run: Run, recipe: Recipe, renderer: Renderer, test: Sequence[Row], ev
     measure = None
     if evaluation is not None and test:
         after, name = read(run.predictions_file("after")), evaluation["primary"]
-        longest = max((len(renderer.tokenizer(line["reference"]).input_ids) for line in after if "reference" in line), default=1)
+        longest = max(
+            (len(renderer.tokenizer(line["reference"], add_special_tokens=False).input_ids) for line in after if "reference" in line),
+            default=1,
+        )
         assert recipe.train.max_length is not None
         max_length = recipe.train.max_length
 
@@ -90,7 +93,6 @@ def of_run(run: Run, recipe: Recipe, renderer: Renderer, test: Sequence[Row], ev
 def export_one(name: str, to: str, out: Path, progress: Progress) -> dict[str, Any]:
     """`tunery export`: a run or a bare model's name in one form, `merged`, `onnx` or `onnx:int4`, as the folder `out`."""
     from tunery.data.render import Renderer
-    from tunery.data.rows import read_rows
 
     form, _, precision = to.partition(":")
     exporter = get(form)
@@ -108,22 +110,10 @@ def export_one(name: str, to: str, out: Path, progress: Progress) -> dict[str, A
         evaluation = (run.read_json("report.json") or {}).get("evaluation")
         rows: list[Row] = []
         if evaluation and run.predictions_file("after").is_file():
-            rows = list(rows_of(run, read_rows))
+            rows = rows_of(run)
         return exporter.export(of_run(run, recipe, renderer, rows, evaluation, progress), out, options)
     folder = local_folder(name, progress.say)
     renderer = Renderer(load_tokenizer(folder))
     prompts = proof_prompts(renderer, context_length(folder))
     bare = ExportSource(folder, None, prompts, make_probes(renderer), renderer.stop_ids, progress=progress)
     return exporter.export(bare, out, options)
-
-
-def rows_of(run: Run, read_rows: Any) -> Sequence[Row]:
-    """The test rows that the run was measured on, in the order of its predictions."""
-    lines = read(run.predictions_file("after"))
-    found: dict[tuple[str, int], Row] = {}
-    for source in dict.fromkeys(line["source"] for line in lines):
-        found.update({(row.source, row.line): row for row in read_rows(source, run.path, on_problem=lambda _: None)})
-    missing = next((line for line in lines if (line["source"], line["line"]) not in found), None)
-    if missing is not None:
-        raise InputError(f"{missing['source']}:{missing['line']}: this test row of the run is no longer there; put the file back")
-    return [found[line["source"], line["line"]] for line in lines]

@@ -46,11 +46,16 @@ class Options(_Options):
     precision: Literal["fp32", "int8", "int4"] = "fp32"
 
 
-def export(source: ExportSource, out: Path, options: Options) -> dict[str, Any]:
-    """Merge, build, and prove what ONNX Runtime computes with the folder. See `Exporter.export`."""
+def require() -> None:
+    """Raise MissingExtraError unless ONNX Runtime and its builder are installed."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(f"an ONNX export needs {' and '.join(missing)}, not installed; install with: pip install 'tunery[onnx]'")
+
+
+def export(source: ExportSource, out: Path, options: Options) -> dict[str, Any]:
+    """Merge, build, and prove what ONNX Runtime computes with the folder. See `Exporter.export`."""
+    require()
     who = f"onnx {options.precision}"
     with export_folder(out, source) as folder:
         started = source.start()

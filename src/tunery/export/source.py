@@ -52,12 +52,16 @@ class ExportSource:
 
     def load_by_peft(self, adapter: Path | None = None) -> Any:
         """The float32 base with the adapter (or another folder with the same) on it, as any user of PEFT loads it."""
+        import warnings
+
         from peft import PeftModel
 
         adapter = adapter or self.adapter
         base = load_model(self.base_folder)
         try:
-            return PeftModel.from_pretrained(base, str(adapter)).eval()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # PEFT uses what transformers is about to rename
+                return PeftModel.from_pretrained(base, str(adapter)).eval()
         except Exception as e:  # PEFT raises what it comes upon
             raise RunError(
                 f"{adapter}: PEFT cannot load this adapter on {self.base_folder} ({(str(e).splitlines() or [repr(e)])[0][:300]})"

@@ -49,7 +49,7 @@ class OnnxEngine:
     def generate(self, prompts: list[list[int]], sampling: Sampling, on_progress: OnProgress | None = None) -> list[list[int]]:
         """See `Engine.generate`. Prompts of similar length are computed together, padded on the right.
 
-        The runtime takes trailing pad tokens of a batch for padding, so a prompt that itself ends with one is computed alone.
+        The runtime takes trailing pad tokens for padding, so a prompt that itself ends with one is computed alone.
         """
         answers: list[list[int]] = [[] for _ in prompts]
         done = 0
@@ -59,7 +59,10 @@ class OnnxEngine:
             rows = [prompts[n] for n in batch.rows]
             width = max(len(r) for r in rows)
             generator = self._generator(width + batch.new_tokens, sampling, len(rows))
-            generator.append_tokens([r + [self._pad] * (width - len(r)) for r in rows] if len(rows) > 1 else rows[0])
+            if len(rows) > 1:
+                generator.append_tokens([r + [self._pad] * (width - len(r)) for r in rows])
+            else:
+                self._read(generator, rows[0])
             found: list[list[int]] = [[] for _ in rows]
             while not generator.is_done():
                 generator.generate_next_token()
@@ -76,7 +79,7 @@ class OnnxEngine:
         """See `Engine.stream`."""
         check_prompt(prompt, self.context)
         generator = self._generator(min(len(prompt) + sampling.max_new_tokens, self.context), sampling, 1)
-        generator.append_tokens(prompt)
+        self._read(generator, prompt)
         while not generator.is_done():
             generator.generate_next_token()
             token = int(generator.get_next_tokens()[0])
@@ -95,6 +98,13 @@ class OnnxEngine:
         if len(values) != len(tokens):
             raise RunError(f"the ONNX model gives {len(values)} logits for {len(tokens)} tokens; build it without prune_lm_head")
         return values
+
+    def _read(self, generator: Any, prompt: list[int]) -> None:
+        """Hand one prompt over. A last pad token (often also the end of turn) goes apart, or the runtime would go on from the token before."""
+        if len(prompt) > 1 and prompt[-1] == self._pad:
+            generator.append_tokens(prompt[:-1])
+            prompt = prompt[-1:]
+        generator.append_tokens(prompt)
 
     def _generator(self, max_length: int, sampling: Sampling, rows: int) -> Any:
         og = import_genai()

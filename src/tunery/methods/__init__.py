@@ -33,6 +33,9 @@ class Method(Protocol):
     def save(self, model: PreTrainedModel, options: Any, folder: Path, base: str) -> None:
         """Write what was learned into `folder`, in PEFT's file format, naming `base` as its base model."""
 
+    def check_start(self, folder: Path, options: Any) -> None:
+        """Raise InputError, before anything is loaded, when training with `options` cannot begin from the adapter in `folder`."""
+
     def load(self, model: PreTrainedModel, folder: Path) -> None:
         """Read what `save` wrote back into a model that `attach` changed. Raises InputError when it does not fit."""
 

@@ -8,6 +8,7 @@ starting values (A uniform after He et al., B zero) are PEFT's, so that `peft.Pe
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -101,6 +102,26 @@ def save(model: PreTrainedModel, options: Options, folder: Path, base: str) -> N
         tensors[f"base_model.model.{name}.lora_A.weight"] = layer.lora_A.detach().cpu().contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = layer.lora_B.detach().cpu().contiguous()
     save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+
+
+def check_start(folder: Path, options: Options) -> None:
+    """An adapter to continue from must have the recipe's rank and scale: the same matrices with another scale are another model."""
+    file = folder / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(
+            f"train.init_from: there is no adapter in {folder} (no readable adapter_config.json); name a run or an adapter folder"
+        ) from None
+    for key, own, theirs in (
+        ("rank", options.rank, config.get("r")),
+        ("alpha", options.alpha, config.get("lora_alpha")),
+        ("rslora", options.rslora, bool(config.get("use_rslora"))),
+    ):
+        if own != theirs:
+            raise InputError(
+                f"train.init_from: the adapter in {folder} has {key} {theirs} and the recipe {own}; set method.{key} to {theirs}"
+            )
 
 
 def load(model: PreTrainedModel, folder: Path) -> None:

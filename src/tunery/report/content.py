@@ -192,8 +192,13 @@ def _predictions(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[st
     return {"examples": examples, "total": len(rows), "flips": flips, "have": {"before": bool(before), "after": bool(after)}}
 
 
+def _counted(line: Mapping[str, Any]) -> str:
+    """What accuracy counts: the likeliest label where there are labels, else what the model said."""
+    return str(line.get("label", line.get("prediction", "")))
+
+
 def _right(line: Mapping[str, Any]) -> bool:
-    return normalise(str(line.get("prediction", ""))) == normalise(str(line.get("reference", "")))
+    return normalise(_counted(line)) == normalise(str(line.get("reference", "")))
 
 
 def _answer(line: Mapping[str, Any] | None, judged: bool) -> tuple[dict[str, str] | None, str, str]:
@@ -201,10 +206,11 @@ def _answer(line: Mapping[str, Any] | None, judged: bool) -> tuple[dict[str, str
     if line is None:
         return None, "neutral", ""
     text = _cut(line.get("prediction"))
+    said = "" if _counted(line) == str(line.get("prediction", "")) else f" (likeliest label: {_counted(line)})"
     if _right(line):
-        return text, "good", "✓ right"
+        return text, "good", f"✓ right{said}"
     if judged:
-        return text, "bad", "✗ wrong"
+        return text, "bad", f"✗ wrong{said}"
     near = f1(str(line.get("prediction", "")), str(line.get("reference", "")))
     return text, "neutral", f"token F1 {near:.2f}"
 
@@ -221,7 +227,7 @@ def _confusion(lines: Sequence[Mapping[str, Any]], labels: Any) -> dict[str, Any
     if not lines or not isinstance(labels, list) or not 2 <= len(labels) <= MOST_LABELS:
         return None
     names = [str(label) for label in labels]
-    counts = confusion([str(line["prediction"]) for line in lines], [str(line["reference"]) for line in lines], names).tolist()
+    counts = confusion([_counted(line) for line in lines], [str(line["reference"]) for line in lines], names).tolist()
     columns = [*names, OTHER]
     if not any(row[-1] for row in counts):
         counts, columns = [row[:-1] for row in counts], names

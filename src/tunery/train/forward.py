@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
+from tunery.errors import RunError
+from tunery.tasks import Task
 from tunery.train.attention import attending
 from tunery.train.packs import Pack, TokenRow, pack
 
@@ -19,22 +23,104 @@ PACK_TOKENS = 512
 """Tokens of a pack where the rows allow it. Attention costs T² inside a pack, while linear layers reach full speed at some hundred rows."""
 
 
+LOGITS = 256
+"""Positions whose logits exist at a time: 50 MB in float32 with a vocabulary of 49,152. Whole rows of long text would need gigabytes."""
+
+
+def pack_loss(model: PreTrainedModel, task: Task, packed: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+    """The task's loss of a pack: the sum in nats, and the sum of the weights. Logits are made in chunks, and made again for the gradient."""
+    sums = [
+        checkpoint(_chunk_loss, head, part, task, targets, weights, use_reentrant=False)
+        for head, part, targets, weights, _ in _chunks(model, packed)
+    ]
+    return torch.stack([s[0] for s in sums]).sum(), torch.stack([s[1] for s in sums]).sum()
+
+
+def row_losses(model: PreTrainedModel, task: Task, packed: Pack) -> Iterator[tuple[int, float, float]]:
+    """For each row of a pack, in parts: (row, sum in nats, sum of the weights). Without gradients."""
+    for head, part, targets, weights, rows in _chunks(model, packed):
+        logits = head(part)
+        for row in np.unique(rows):
+            own = torch.from_numpy(np.flatnonzero(rows == row)).to(model.device)
+            total, count = task.loss(logits[own], targets[own], weights[own])
+            yield int(row), total.item(), count.item()
+
+
 def logits_of(model: PreTrainedModel, packed: Pack) -> torch.Tensor:
     """(S, vocabulary): the logits of the pack's supervised predictions, in the order of `packed.targets`."""
+    return torch.cat([head(part) for head, part, *_ in _chunks(model, packed)])
+
+
+def _chunk_loss(
+    head: Head, hidden: torch.Tensor, task: Task, targets: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return task.loss(head(hidden), targets, weights)
+
+
+def _chunks(model: PreTrainedModel, packed: Pack) -> Iterator[tuple[Head, torch.Tensor, torch.Tensor, torch.Tensor, np.ndarray]]:
+    """(head, hidden states, targets, weights, rows) of at most `LOGITS` predictions at a time."""
+    hidden, head = _hidden(model, packed)
+    for start in range(0, len(packed.targets), LOGITS):
+        part = slice(start, start + LOGITS)
+        source, targets, weights = (torch.from_numpy(x[part]).to(model.device) for x in (packed.source, packed.targets, packed.weights))
+        yield head, hidden[source], targets, weights, packed.rows[part]
+
+
+def _hidden(model: PreTrainedModel, packed: Pack) -> tuple[torch.Tensor, Head]:
+    """(T, width): what the output head is given, and the head with whatever the architecture does to its logits.
+
+    The model is called whole, so every architecture's own forward runs; only its output layer is held back. What an architecture does
+    after it (a factor, a soft cap) is elementwise and is learned from the config.
+    """
     device = model.device
-    kept, again = np.unique(packed.source, return_inverse=True)  # a shared token may predict for several rows
-    with attending(packed):
-        logits = model(
-            input_ids=torch.from_numpy(packed.tokens)[None].to(device),
-            position_ids=torch.from_numpy(packed.positions)[None].to(device),
-            # All ones: without a mask transformers would look for rows' borders in the positions.
-            attention_mask=torch.ones(1, len(packed.tokens), dtype=torch.long, device=device),
-            use_cache=False,
-            logits_to_keep=torch.from_numpy(kept).to(device),
-        ).logits[0]
-    if len(kept) == len(packed.source) and (again == np.arange(len(again))).all():
-        return logits
-    return logits[torch.from_numpy(again).to(device)]
+    kept: list[torch.Tensor] = []
+    output = model.get_output_embeddings()
+
+    def hold(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        kept.append(inputs[0])
+        return (inputs[0][:, :1],)  # one position, to compare with
+
+    hook = output.register_forward_pre_hook(hold)
+    try:
+        with attending(packed):
+            out = model(
+                input_ids=torch.from_numpy(packed.tokens)[None].to(device),
+                position_ids=torch.from_numpy(packed.positions)[None].to(device),
+                # All ones: without a mask transformers would look for rows' borders in the positions.
+                attention_mask=torch.ones(1, len(packed.tokens), dtype=torch.long, device=device),
+                use_cache=False,
+            )
+    finally:
+        hook.remove()
+    hidden, own = kept[0][0], Head(output, model.config.get_text_config())
+    if model not in _compared:
+        with torch.no_grad():
+            same = torch.allclose(own(hidden[:1]).float(), out.logits[0].float(), atol=1e-3, rtol=1e-3)
+        if not same:
+            raise RunError(
+                f"{model.__class__.__name__} changes its logits in a way that is not known here; please report this architecture"
+            )
+        _compared.add(model)
+    return hidden, own
+
+
+_compared: WeakSet[torch.nn.Module] = WeakSet()
+"""Models whose own logits were seen to be what `Head` makes."""
+
+
+class Head:
+    """The output layer, with the factor and the soft cap that some architectures put on its logits (Granite, Cohere; Gemma 2)."""
+
+    def __init__(self, output: torch.nn.Module, config: Any) -> None:
+        self.output = output
+        self.factor = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+        self.cap = getattr(config, "final_logit_softcapping", None)
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = self.output(hidden)
+        if self.factor != 1.0:
+            logits = logits * self.factor
+        return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
 
 
 def packs_for(model: PreTrainedModel, rows: Iterable[TokenRow], share: bool = True, max_tokens: int = PACK_TOKENS) -> Iterator[Pack]:

@@ -23,11 +23,11 @@ import torch
 from tunery.errors import Interrupted, RunError
 from tunery.methods import Method, trainable
 from tunery.progress import Progress
-from tunery.run import Run
+from tunery.run import Run, write_text
 from tunery.tasks import Task
 from tunery.train import checkpoint
 from tunery.train.checkpoint import State
-from tunery.train.forward import logits_of, packs_for
+from tunery.train.forward import pack_loss, packs_for
 from tunery.train.packs import TokenRow
 from tunery.train.schedule import learning_rate
 from tunery.train.steps import plan_steps
@@ -130,10 +130,7 @@ def train(
             loss = gradient(chosen)
             norm = _clip(parameters.values(), settings.clip)
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise RunError(
-                    f"step {number}: the loss is {loss} and the gradient's norm {norm}; lower train.learning_rate "
-                    f"(now {settings.learning_rate:g}) or set train.precision to fp32, then train again"
-                )
+                raise _diverged(f"step {number}: the loss is {loss} and the gradient's norm {norm}", settings)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -153,9 +150,11 @@ def train(
             }
             if valid is not None and (number % validate_every == 0 or number == len(steps)):
                 line["valid_loss"] = validate(model, task, valid)
+                if not math.isfinite(line["valid_loss"]):
+                    raise _diverged(f"step {number}: the validation loss is {line['valid_loss']}", settings)
                 _note_validation(state, line["valid_loss"], number)
             state.seconds = before + time.monotonic() - started
-            metrics.write(json.dumps({**line, "seconds": round(state.seconds, 3)}) + "\n")
+            metrics.write(json.dumps({**line, "seconds": round(state.seconds, 3)}, allow_nan=False) + "\n")
             metrics.flush()
             speed = state.tokens / max(state.seconds, 1e-9)
             shown = f"step {number}/{len(steps)}  loss {loss:.4f}" + (f"  valid {line['valid_loss']:.4f}" if "valid_loss" in line else "")
@@ -165,8 +164,12 @@ def train(
                 saved = number
             if stopped() and number < len(steps):
                 raise Interrupted(f"stopped after step {number} of {len(steps)}; go on with `tunery resume {run.path}`")
+        if not all(bool(torch.isfinite(p).all()) for p in parameters.values()):
+            raise _diverged("after the last step some weights are no numbers", settings)
         if saved != state.step:
             save()
+        if stopped():
+            raise Interrupted(f"stopped after training; go on with `tunery resume {run.path}`")
         state.seconds = before + time.monotonic() - started
     if settings.early_stopping and state.best_step is not None and state.best_step != state.step:
         method.load(model, run.checkpoints / f"step-{state.best_step}" / "learned")
@@ -184,9 +187,7 @@ def accumulate(model: PreTrainedModel, task: Task, rows: Sequence[TokenRow], sup
     """
     total = 0.0
     for packed in packs_for(model, rows, share=share):
-        targets = torch.from_numpy(packed.targets).to(model.device)
-        weights = torch.from_numpy(packed.weights).to(model.device)
-        nats, _ = task.loss(logits_of(model, packed), targets, weights)
+        nats, _ = pack_loss(model, task, packed)
         (nats / supervised).backward()
         total += nats.item()
     return total / supervised
@@ -198,11 +199,15 @@ def validate(model: PreTrainedModel, task: Task, rows: Rows) -> float:
     nats, weight = 0.0, 0.0
     with torch.no_grad():
         for packed in packs_for(model, (rows[i] for i in range(len(rows)))):
-            targets = torch.from_numpy(packed.targets).to(model.device)
-            n, w = task.loss(logits_of(model, packed), targets, torch.from_numpy(packed.weights).to(model.device))
+            n, w = pack_loss(model, task, packed)
             nats, weight = nats + n.item(), weight + w.item()
     model.train()
     return nats / weight
+
+
+def _diverged(what: str, settings: Settings) -> RunError:
+    rate = f"lower train.learning_rate (now {settings.learning_rate:g})"
+    return RunError(f"{what}; {rate} or set train.precision to fp32, then train again")
 
 
 def _clip(parameters: Any, limit: float | None) -> float:
@@ -223,8 +228,6 @@ def _out_of_patience(state: State, settings: Settings) -> bool:
 
 def _cut_metrics(run: Run, step: int) -> None:
     """Forget the lines of steps that a resumed run does again."""
-    from tunery.run import write_text
-
     kept = [line for line in run.metrics() if line["step"] <= step]
     write_text(run.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
 

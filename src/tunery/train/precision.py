@@ -19,3 +19,13 @@ def choose(wanted: str, device: str) -> tuple[str, str]:
     if capabilities[2]:
         return "bfloat16", "auto: bf16, this CPU has avx512_bf16"
     return "float32", f"auto: fp32, this CPU has no bf16 instructions ({capabilities[0]})"
+
+
+def peaks(device: str) -> dict[str, int]:
+    """`peak_memory_bytes` of this process so far, and on a GPU `peak_device_bytes`."""
+    import torch
+
+    from tunery.machine import peak_memory
+
+    found = {"peak_memory_bytes": peak_memory()}
+    return {**found, "peak_device_bytes": torch.cuda.max_memory_allocated()} if device.startswith("cuda") else found

@@ -29,7 +29,9 @@ def trial(
     with torch.random.fork_rng(devices=devices):
         try:
             compute(steps[int(tokens.argmax())])
-        except (torch.OutOfMemoryError, MemoryError):
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
+            if isinstance(e, RuntimeError) and not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
+                raise
             raise RunError(
                 f"the largest step ({tokens.max()} tokens) does not fit into memory; lower train.tokens_per_step, train.rows_per_step or "
                 "train.max_length, or set train.gradient_checkpointing to true"

@@ -1,0 +1,89 @@
+"""Tunery's side of the benchmark: the real training loop in a temporary run. Prints one JSON object."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Row:
+    tokens: np.ndarray
+    weights: np.ndarray
+
+
+class Rows:
+    """The given rows, numbered so that the loop, which shuffles, meets them in the given order."""
+
+    def __init__(self, given: list[Row], steps: list[np.ndarray]) -> None:
+        self._rows = [row for _, row in sorted(zip(np.concatenate(steps).tolist(), given, strict=True), key=lambda pair: pair[0])]
+        self.lengths = np.array([len(r.tokens) for r in self._rows])
+        self.supervised = np.array([float(r.weights.sum()) for r in self._rows])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self._rows[index]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--adapter", type=Path, required=True)
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--rows-per-step", type=int, required=True)
+    parser.add_argument("--steps", type=int, required=True, help="timed steps; one more comes before them")
+    parser.add_argument("--learning-rate", type=float, required=True)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    args = parser.parse_args()
+
+    import torch
+
+    from tunery import methods, tasks
+    from tunery.machine import peak_memory
+    from tunery.models.load import load_model
+    from tunery.progress import Quiet
+    from tunery.run import Run
+    from tunery.train import attention, loop
+    from tunery.train.steps import plan_steps
+
+    count = args.rows_per_step * (args.steps + 1)
+    content = json.loads(args.rows.read_text())[:count]
+    given = [Row(np.array(r["input_ids"], dtype=np.int32), np.array(r["completion_mask"], dtype=np.float32)) for r in content]
+    steps = plan_steps(np.zeros(count), epochs=1, seed=0, rows_per_step=args.rows_per_step)
+    rows = Rows(given, steps)
+
+    method, task = methods.get("lora"), tasks.get("chat")  # the task `text` has the same loss
+    written = json.loads((args.adapter / "adapter_config.json").read_text())
+    options = method.Options.model_validate({"rank": written["r"], "alpha": written["lora_alpha"]})
+    model = load_model(args.model, args.dtype, attention=attention.register())
+    method.attach(model, options, 0)
+    method.load(model, args.adapter)
+    settings = loop.Settings(args.learning_rate, rows_per_step=args.rows_per_step, schedule="constant", warmup=0.0, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder))
+        loop.train(run, model, method, options, task, rows, settings, Quiet())
+        lines = run.metrics()
+    seconds = lines[-1]["seconds"] - lines[0]["seconds"]
+    result = {
+        "rows_per_second": args.steps * args.rows_per_step / seconds,
+        "tokens_per_second": sum(line["tokens"] for line in lines[1:]) / seconds,
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory(),
+        "losses": [line["loss"] for line in lines],
+        "supervised_tokens": sum(line["supervised_tokens"] for line in lines),
+        "threads": torch.get_num_threads(),
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
