@@ -12,7 +12,7 @@ import typer
 
 from tunery import __version__
 from tunery.cli import chat, check, doctor, eval, export, report, resume, train
-from tunery.cli.common import fail, quiet_libraries
+from tunery.cli.common import fail, prepare_libraries
 
 app = typer.Typer(
     name="tunery",
@@ -40,7 +40,7 @@ def run() -> None:
     """The console script: errors that Tunery knows end in one sentence and their exit code, never in a traceback."""
     from tunery.errors import TuneryError
 
-    quiet_libraries()
+    prepare_libraries()
     as_json = "--json" in sys.argv
     try:
         code = app(standalone_mode=False)
