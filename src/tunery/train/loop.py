@@ -87,7 +87,8 @@ def train(
     longer a number.
     """
     parameters = trainable(model)
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    # Fused: one kernel for all parameters; the default's loop over them took a fifth of a step of a LoRA run on a CPU.
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     steps = plan_steps(
         rows.lengths,
         epochs=settings.epochs,
