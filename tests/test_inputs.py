@@ -59,6 +59,16 @@ def test_one_process_at_a_time(moved: Path) -> None:
         tunery.resume(moved)
 
 
+def test_what_a_killed_process_left_half_written_is_cleared(moved: Path) -> None:
+    halves = [moved / ".onnx.abc", moved / "checkpoints" / ".step-9.abc"]
+    for half in halves:
+        half.mkdir()
+        (half / "file").write_text("x")
+    tunery.resume(moved)
+    assert not any(half.exists() for half in halves)
+    assert (moved / "adapter" / "adapter_config.json").is_file()
+
+
 def test_a_run_that_cannot_begin_leaves_nothing(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")

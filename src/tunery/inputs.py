@@ -59,7 +59,7 @@ def check(run: Run, progress: Progress) -> None:
 
 @contextmanager
 def alone(run: Run) -> Iterator[None]:
-    """Hold a run for this process. Raises InputError when another one works on it."""
+    """Hold a run for this process, and clear what a killed one left half-written. Raises InputError when another one works on it."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(run.path / ".lock")
@@ -68,6 +68,9 @@ def alone(run: Run) -> Iterator[None]:
     except Timeout:
         raise InputError(f"{run.path}: another process is working on this run; wait for it, or stop it first") from None
     try:
+        for half in (*run.path.glob(".*.*"), *run.checkpoints.glob(".*.*")):
+            if half.is_dir():  # what a killed process was writing; we hold the run, so nobody writes there now
+                shutil.rmtree(half, ignore_errors=True)
         yield
     finally:
         lock.release()

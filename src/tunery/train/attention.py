@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from tunery.errors import RunError
 from tunery.train.packs import Pack
 
 NAME = "tunery"
@@ -57,7 +58,7 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """query: (batch, heads, T, d), key and value: (batch, key-value heads, T, d) → (batch, T, heads, d)."""
     if kwargs.get("s_aux") is not None:
-        raise NotImplementedError("attention sinks are not supported in packs yet")
+        raise RunError("this architecture's attention has sinks, which are not supported yet; choose another model")
     softcap = kwargs.pop("softcap", None)
     if softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
