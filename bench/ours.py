@@ -51,7 +51,7 @@ def main() -> None:
     from tunery.models.load import load_model
     from tunery.progress import Quiet
     from tunery.run import Run
-    from tunery.train import attention, loop
+    from tunery.train import attention, learners, loop
     from tunery.train.steps import plan_steps
 
     count = args.rows_per_step * (args.steps + 1)
@@ -69,7 +69,7 @@ def main() -> None:
     settings = loop.Settings(args.learning_rate, rows_per_step=args.rows_per_step, schedule="constant", warmup=0.0, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
-        loop.train(run, model, method, options, task, rows, settings, Quiet())
+        loop.train(run, model, method, options, learners.get(task), rows, settings, Quiet())
         lines = run.metrics()
     seconds = lines[-1]["seconds"] - lines[0]["seconds"]
     result = {

@@ -14,6 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "tunery"
 # From the ground up. A room may import from those before it, and from itself. The order is DESIGN's table; beside it:
 ORDER = [
     "errors",
+    "refusal",  # why two choices do not go together; every part declares some
     "progress",  # a line on the screen; knows nothing of what it shows
     "machine",  # cores, memory, GPUs; precision, planning and doctor all ask it
     "recipe",
@@ -24,15 +25,20 @@ ORDER = [
     "metrics",  # knows no model; above tasks, which name their metrics
     "tasks",
     "methods",
+    "sharding",  # what a process holds of the model and its optimiser
     "train",
     "infer",
     "evaluate",
     "export",
+    "trackers",  # where a run's figures are also sent
     "resolve",
+    "combinations",  # what goes with what; derived from what the parts declare
     "inputs",  # what a run began with: data, hashes
     "plan",
     "report",
+    "card",  # the model card that goes with a run and each export
     "pipeline",
+    "importers",  # other tools' configurations; nothing of ours builds on it
     "compute",
     "table",
     "service",

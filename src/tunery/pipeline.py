@@ -17,20 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 from tunery import __version__, inputs
 from tunery.data.prepare import Prepared, prepare
-from tunery.data.render import Renderer
 from tunery.errors import Interrupted
 from tunery.evaluate import compare, forgetting, predictions
 from tunery.export.of_run import export_run
 from tunery.machine import cpu_name
 from tunery.models.cache import cache_folder
-from tunery.models.load import count_parameters, load_model, load_tokenizer
+from tunery.models.load import count_parameters, load_tokenizer
 from tunery.progress import Progress, Quiet
 from tunery.recipe import Recipe, from_mapping, read
-from tunery.resolve import Resolved, adapter_of, resolve
+from tunery.resolve import Resolved, learned_in, resolve, with_labels
 from tunery.run import Run, default_path, new_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from tunery.train.checkpoint import State
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,12 @@ def finetune(
         written = from_mapping(recipe.as_written(), overrides)
     else:
         written = from_mapping(recipe, overrides)
-    resolved = resolve(inputs.absolute(written, base), progress, source)
+    resolved = with_labels(resolve(inputs.absolute(written, base), progress, source), base)
     target = Path(run) if run is not None else default_path(source if source != "recipe" else None)
     tokenizer = load_tokenizer(resolved.folder)
-    _prepare(resolved, Renderer(tokenizer), base, progress)  # what is wrong is said of the user's own files, before anything is written
+    _prepare(
+        resolved, resolved.renderer(tokenizer), base, progress
+    )  # what is wrong is said of the user's own files, before anything is written
     begun = inputs.begin(target, resolved, base, command or f"tunery.finetune({source!r})")
     progress.say(f"run directory: {begun.path}")
     return _work(begun, _of_run(begun, resolved), tokenizer, progress)
@@ -89,7 +92,7 @@ def _of_run(run: Run, resolved: Resolved) -> Resolved:
     return replace(resolved, recipe=run.recipe(), reasons={**resolved.reasons, **known})
 
 
-def _prepare(resolved: Resolved, renderer: Renderer, base: Path, progress: Progress) -> Prepared:
+def _prepare(resolved: Resolved, renderer: Any, base: Path, progress: Progress) -> Prepared:
     return prepare(
         resolved.recipe.data,
         renderer,
@@ -106,7 +109,7 @@ def _prepare(resolved: Resolved, renderer: Renderer, base: Path, progress: Progr
 def _work(run: Run, resolved: Resolved, tokenizer: Any, progress: Progress) -> Result:
     with inputs.alone(run), _stoppable():
         stages: dict[str, float] = run.read_json("stages.json") or {}
-        prepared = _prepare(resolved, Renderer(tokenizer), run.path, progress)
+        prepared = _prepare(resolved, resolved.renderer(tokenizer), run.path, progress)
 
         def tell(status: str, **more: str) -> dict[str, Any]:
             from tunery.report import page
@@ -135,13 +138,14 @@ def _work(run: Run, resolved: Resolved, tokenizer: Any, progress: Progress) -> R
 def _stages(run: Run, resolved: Resolved, prepared: Prepared, tokenizer: Any, progress: Progress, stages: dict[str, float]) -> None:
     import torch
 
+    from tunery.infer.open_engine import load_base
     from tunery.infer.torch_engine import TorchEngine
-    from tunery.train import attention, checkpoint, loop
+    from tunery.train import checkpoint
     from tunery.train.precision import peaks
 
     recipe, method = resolved.recipe, resolved.method
     torch.manual_seed(recipe.train.seed)
-    renderer = Renderer(tokenizer)
+    renderer = resolved.renderer(tokenizer)
     test = _limited(prepared.test, recipe.evaluate.limit, recipe.train.seed)
     for key, reason in resolved.reasons.items():
         run.log(f"{key}: {reason}")
@@ -177,35 +181,26 @@ def _stages(run: Run, resolved: Resolved, prepared: Prepared, tokenizer: Any, pr
             )
     if not trained or (test and not run.predictions_file("after").is_file()):
         with timed("load"):
-            model = load_model(resolved.folder, resolved.dtype, resolved.device, attention=attention.register())
+            model = load_base(recipe, resolved.folder, resolved.dtype, resolved.device)
         total = count_parameters(model)
         evaluate(model, "before")
-        method.attach(model, resolved.options, recipe.train.seed)
+        model = method.attach(model, resolved.options, recipe.train.seed)
         if trained:
-            method.load(model, run.adapter)
+            method.load(model, run.learned)
         elif recipe.train.init_from and checkpoint.newest(run.checkpoints) is None:
-            method.load(model, adapter_of(recipe.train.init_from))
+            method.load(model, learned_in(recipe.train.init_from))
         if not trained:
             with timed("train"):
-                state = loop.train(
-                    run,
-                    model,
-                    method,
-                    resolved.options,
-                    resolved.task,
-                    prepared.train,
-                    resolved.settings,
-                    progress,
-                    prepared.valid,
-                    recipe.model,
-                )
-            with new_folder(run.adapter) as folder:
+                state = train(run, resolved, prepared, model, progress)
+            with new_folder(run.adapter if method.SAVES == "adapter" else run.weights) as folder:
                 method.save(model, resolved.options, folder, recipe.model)
                 tokenizer.save_pretrained(str(folder))
             learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
             counts = {"trainable_parameters": learned, "total_parameters": total, **peaks(resolved.device)}
             run.write_json("training.json", {**asdict(state), **counts})
             progress.say(f"trained {state.step} steps in {state.seconds:.0f} s, loss {state.first_loss:.3f} → {state.final_loss:.3f}")
+        if method.TRAINS_BASE:
+            model = model.to(getattr(torch, resolved.dtype))  # as it will be used
         evaluate(model.eval(), "after")
         del model
     if test and not (run.path / "evaluation.json").is_file():
@@ -213,6 +208,25 @@ def _stages(run: Run, resolved: Resolved, prepared: Prepared, tokenizer: Any, pr
             run.write_json("evaluation.json", _evaluation(run, recipe))
     with timed("export"):
         export_run(run, recipe, resolved.exports, renderer, test, run.read_json("evaluation.json"), progress)
+
+
+def train(run: Run, resolved: Resolved, prepared: Prepared, model: PreTrainedModel, progress: Progress) -> State:
+    """The training itself, of a model that the method has prepared."""
+    from tunery.train import learners, loop
+
+    learner = learners.get(resolved.task, resolved.task_options, resolved.share_prefixes)
+    return loop.train(
+        run,
+        model,
+        resolved.method,
+        resolved.options,
+        learner,
+        prepared.train,
+        resolved.settings,
+        progress,
+        prepared.valid,
+        resolved.recipe.model,
+    )
 
 
 def _max_length(resolved: Resolved) -> int:
@@ -245,7 +259,7 @@ def _report(run: Run, resolved: Resolved, prepared: Prepared) -> dict[str, Any]:
         "schema": 1,
         "model": known.get("model", {}).get("name", resolved.recipe.model),
         "method": resolved.recipe.method.name,
-        "task": resolved.recipe.task,
+        "task": resolved.recipe.task.name,
         "status": "failed",
         "data": prepared.stats.report(),
         "train": _train_part(run.read_json("training.json")),

@@ -105,14 +105,14 @@ class Recipe(Options):
 
     model: str
     data: Data
-    task: str = "chat"
+    task: Named = Named(name="chat")
     method: Named = Named(name="lora")
     train: Train = Train()
     sharding: Named = Named(name="none")
     evaluate: Evaluate = Evaluate()
     export: tuple[Named, ...] = (Named(name="adapter"),)
 
-    @field_validator("method", "sharding", mode="before")
+    @field_validator("task", "method", "sharding", mode="before")
     @classmethod
     def _choice(cls, value: Any, info: Any) -> Any:
         return _named(value, key="stage" if info.field_name == "sharding" else "name")
@@ -137,6 +137,7 @@ class Recipe(Options):
     def as_written(self) -> dict[str, Any]:
         """The mapping that `read` accepts and that gives this recipe again."""
         plain = self.model_dump(mode="json")
+        plain["task"] = {"name": self.task.name, **self.task.options} if self.task.options else self.task.name
         plain["method"] = {"name": self.method.name, **self.method.options}
         plain["sharding"] = {"stage": self.sharding.name, **self.sharding.options} if self.sharding.options else self.sharding.name
         plain["export"] = [{e.name: e.options["precision"]} if e.options else e.name for e in self.export]
@@ -218,6 +219,16 @@ def describe(
     )
 
 
+def options_of(
+    chosen: Named, model: type[Options], key: str, source: str = "recipe", lines: Mapping[tuple[str, ...], int] | None = None
+) -> Any:
+    """The options of a choice, validated by what it declares. Raises InputError naming the key, and the nearest for an unknown one."""
+    try:
+        return model.model_validate(chosen.options)
+    except ValidationError as e:
+        raise InputError(describe(e, model, source, lines or {}, under=(key,))) from None
+
+
 def _is_type_tag(part: str) -> bool:
     """pydantic names the branch of a union in an error's path (`constrained-str`, `float`); a user never wrote that."""
     return part in {"str", "float", "int", "bool", "none"} or "[" in part or "-" in part
@@ -273,10 +284,10 @@ def _with_overrides(plain: dict[str, Any], overrides: Iterable[str]) -> dict[str
         inner = plain
         for parent in parents:
             below = inner.get(parent)
-            if isinstance(below, str) and parent in ("method", "sharding"):
-                below = {"name" if parent == "method" else "stage": below}
+            if isinstance(below, str) and parent in ("task", "method", "sharding"):
+                below = {"stage" if parent == "sharding" else "name": below}
             if below is None:
-                below = {"method": {"name": "lora"}, "sharding": {"stage": "none"}}.get(parent, {})
+                below = {"task": {"name": "chat"}, "method": {"name": "lora"}, "sharding": {"stage": "none"}}.get(parent, {})
             if not isinstance(below, Mapping):
                 raise InputError(f"--set {override}: `{parent}` holds {_form(below)}, so it has no key `{last}`")
             inner[parent] = below = dict(below)

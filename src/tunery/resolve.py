@@ -6,22 +6,24 @@ Nothing heavy is loaded here but the model's config. What comes out needs no fur
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from tunery import export, methods, metrics, tasks
+from tunery.data.rows import read_rows
 from tunery.errors import InputError
 from tunery.methods import Method
 from tunery.models.load import context_length
 from tunery.models.source import local_folder
 from tunery.progress import Progress
-from tunery.recipe import Named, Options, Recipe, describe
+from tunery.recipe import Named, Recipe, options_of
+from tunery.run import Run
 from tunery.tasks import Task
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from tunery.train.loop import Settings
 
 MAX_LENGTH = 1024
@@ -35,6 +37,7 @@ class Resolved:
 
     recipe: Recipe
     task: Task
+    task_options: Any
     method: Method
     options: Any
     exports: tuple[tuple[str, Any], ...]
@@ -43,17 +46,22 @@ class Resolved:
     device: str
     dtype: str
     settings: Settings
+    share_prefixes: bool
     reasons: Mapping[str, str]
+
+    def renderer(self, tokenizer: PreTrainedTokenizerFast) -> Any:
+        """How the task makes rows into sequences."""
+        return self.task.renderer(tokenizer, self.task_options)
 
 
 def check_names(recipe: Recipe, source: str = "recipe", lines: Mapping[tuple[str, ...], int] | None = None) -> Any:
     """The method's options, once every name in the recipe is known and fits the others. Needs no model. Raises InputError."""
-    task = tasks.get(recipe.task)
+    task, _ = tasks.of(recipe.task, source, lines)
     method = methods.get(recipe.method.name)
     for name in recipe.evaluate.metrics or ():
         if not task.ANSWERS and not isinstance(metrics.get(name), metrics.LikelihoodMetric):
             raise InputError(
-                f"evaluate.metrics: `{name}` compares answers, and the task `{recipe.task}` has none; choose loss, perplexity or bits_per_byte"
+                f"evaluate.metrics: `{name}` compares answers, and the task `{recipe.task.name}` has none; choose loss, perplexity or bits_per_byte"
             )
         metrics.get(name)
     if recipe.evaluate.metrics is not None and not recipe.evaluate.metrics:
@@ -69,22 +77,12 @@ def check_names(recipe: Recipe, source: str = "recipe", lines: Mapping[tuple[str
         if chosen.name in {e.name for e in recipe.export[:n]}:
             raise InputError(f"export: `{chosen.name}` is named twice; keep one, and make others with `tunery export`")
     if not task.ANSWERS and recipe.evaluate.max_new_tokens is not None:
-        raise InputError(f"evaluate.max_new_tokens: the task `{recipe.task}` generates no answers; leave it out")
+        raise InputError(f"evaluate.max_new_tokens: the task `{recipe.task.name}` generates no answers; leave it out")
     if recipe.train.early_stopping is not None and recipe.data.valid is None:
         raise InputError("train.early_stopping needs validation rows; add data.valid, a file or a share of the training rows such as 0.05")
     if recipe.train.validate_every is not None and recipe.data.valid is None:
         raise InputError("train.validate_every needs validation rows; add data.valid, a file or a share of the training rows such as 0.05")
     return options_of(recipe.method, method.Options, "method", source, lines)
-
-
-def options_of(
-    chosen: Named, model: type[Options], key: str, source: str = "recipe", lines: Mapping[tuple[str, ...], int] | None = None
-) -> Any:
-    """The options of a choice, validated by what it declares. Raises InputError naming the key, and the nearest for an unknown one."""
-    try:
-        return model.model_validate(chosen.options)
-    except ValidationError as e:
-        raise InputError(describe(e, model, source, lines or {}, under=(key,))) from None
 
 
 def resolve(recipe: Recipe, progress: Progress, source: str = "recipe", lines: Mapping[tuple[str, ...], int] | None = None) -> Resolved:
@@ -120,16 +118,33 @@ def resolve(recipe: Recipe, progress: Progress, source: str = "recipe", lines: M
         decided["gradient_checkpointing"] = False
         reasons["train.gradient_checkpointing"] = "auto: off, packs are short, so activations are a small part of the memory"
     if train.init_from:
-        method.check_start(adapter_of(train.init_from), options)
+        method.check_start(learned_in(train.init_from), options)
     train = train.model_copy(update=decided)
+    task, task_options = tasks.of(recipe.task, source, lines)
     recipe = recipe.model_copy(update={"train": train, "method": Named(name=recipe.method.name, options=options.model_dump(mode="json"))})
     shared = set(Settings.__dataclass_fields__) & set(type(train).model_fields)
-    settings = Settings(**{k: getattr(train, k) for k in shared}, share_prefixes=getattr(options, "dropout", 0) == 0)
+    autocast = method.TRAINS_BASE and dtype == "bfloat16"
+    settings = Settings(**{k: getattr(train, k) for k in shared}, autocast=autocast)
+    share = getattr(options, "dropout", 0) == 0
     exports = tuple((e.name, options_of(e, export.get(e.name).Options, "export")) for e in recipe.export)
-    return Resolved(recipe, tasks.get(recipe.task), method, options, exports, folder, context, device, dtype, settings, reasons)
+    return Resolved(recipe, task, task_options, method, options, exports, folder, context, device, dtype, settings, share, reasons)
 
 
-def adapter_of(where: str) -> Path:
-    """The adapter folder that `train.init_from` names: a run's, or itself."""
+def with_labels(resolved: Resolved, base: Path | None) -> Resolved:
+    """With the classes that a task's head has: those that the recipe names, or else those of the training rows, in sorted order."""
+    find = getattr(resolved.task, "find_labels", None)
+    if find is None or resolved.task_options.labels:
+        return resolved
+    train = resolved.recipe.data.train
+    sources = [train] if isinstance(train, str) else [s.path for s in train]
+    # What is wrong with a row is said when the data is prepared.
+    rows = (row for source in sources for row in read_rows(source, base, lambda problem: None))
+    options = resolved.task_options.model_copy(update={"labels": find(rows)})
+    chosen = Named(name=resolved.recipe.task.name, options=options.model_dump(mode="json"))
+    return replace(resolved, task_options=options, recipe=resolved.recipe.model_copy(update={"task": chosen}))
+
+
+def learned_in(where: str) -> Path:
+    """The folder that `train.init_from` names: what a run learned, or itself."""
     path = Path(where)
-    return path / "adapter" if (path / "adapter").is_dir() else path
+    return Run(path).learned if (path / "recipe.yaml").is_file() else path

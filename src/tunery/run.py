@@ -59,6 +59,11 @@ class Run:
     metrics_file = property(lambda self: self.path / "metrics.jsonl")
     checkpoints = property(lambda self: self.path / "checkpoints")
     adapter = property(lambda self: self.path / "adapter")
+    weights = property(lambda self: self.path / "weights")
+    learned = property(
+        lambda self: self.weights if self.weights.is_dir() else self.adapter,
+        doc="The folder of what was learned: an adapter, or all weights where the method trains the base itself.",
+    )
     report_file = property(lambda self: self.path / "report.json")
     page_file = property(lambda self: self.path / "report.html")
     log_file = property(lambda self: self.path / "log.txt")

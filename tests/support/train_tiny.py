@@ -16,7 +16,7 @@ def train_tiny(model_folder: Path, run_folder: Path, **changes: Any) -> None:
     from tunery.progress import Quiet
     from tunery.recipe import from_mapping
     from tunery.run import Run
-    from tunery.train import attention
+    from tunery.train import attention, learners
     from tunery.train.loop import Settings, train
 
     torch.set_num_threads(1)
@@ -28,7 +28,6 @@ def train_tiny(model_folder: Path, run_folder: Path, **changes: Any) -> None:
         "rows_per_step": 4,
         "checkpoint_every": 3,
         "seed": 3,
-        "share_prefixes": False,
         **changes,
     }
     if not (run_folder / "recipe.yaml").is_file():
@@ -37,5 +36,5 @@ def train_tiny(model_folder: Path, run_folder: Path, **changes: Any) -> None:
     model = load_model(model_folder, attention=attention.register())
     lora.attach(model, options, seed=3)
     rows, valid = random_rows(20), random_rows(4, seed=9)
-    train(run, model, lora, options, tasks.get("chat"), rows, Settings(**settings), Quiet(), valid, "tiny")
+    train(run, model, lora, options, learners.get(tasks.get("chat"), None, False), rows, Settings(**settings), Quiet(), valid, "tiny")
     lora.save(model, options, run_folder / "adapter", "tiny")

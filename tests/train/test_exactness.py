@@ -12,7 +12,7 @@ from rows import TokenRows, random_rows
 from tunery.methods import lora, trainable
 from tunery.models.load import load_model
 from tunery.tasks import get
-from tunery.train import attention, forward
+from tunery.train import attention, forward, learners
 from tunery.train.loop import accumulate
 from tunery.train.packs import pack
 
@@ -34,7 +34,7 @@ def adapted(folder: Path, dtype: str = "float32", options: lora.Options = OPTION
 def gradients(model: Any, rows: TokenRows, groups: list[list[int]], share: bool) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradient of one optimiser step whose rows are handed over in groups."""
     supervised = float(rows.supervised.sum())
-    losses = [accumulate(model, get("chat"), [rows[i] for i in g], supervised, share) for g in groups]
+    losses = [accumulate(model, learners.get(get("chat"), None, share), [rows[i] for i in g], supervised) for g in groups]
     found = {n: p.grad.clone() for n, p in trainable(model).items()}
     model.zero_grad()
     return sum(losses), found
@@ -116,7 +116,7 @@ def train_ours(folder: Path, dtype: str, steps: int = 20) -> tuple[list[float], 
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-2, weight_decay=0.01)
     losses = []
     for rows in batches(steps):
-        losses.append(accumulate(model, get("chat"), rows, float(rows.supervised.sum())))
+        losses.append(accumulate(model, learners.get(get("chat")), rows, float(rows.supervised.sum())))
         optimizer.step()
         optimizer.zero_grad()
     return losses, {n: p.detach().clone() for n, p in trainable(model).items()}

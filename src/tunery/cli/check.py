@@ -18,17 +18,16 @@ def check(
     """Check a recipe and its data; nothing is trained. Training refuses what this refuses."""
     from tunery.cli.check_view import show
     from tunery.data.check import check as check_data
-    from tunery.data.render import Renderer
     from tunery.models.cache import cache_folder
     from tunery.models.load import load_tokenizer
     from tunery.progress import Lines
     from tunery.recipe import read
-    from tunery.resolve import resolve
+    from tunery.resolve import resolve, with_labels
 
     progress = Lines()
     written = read(recipe, set_ or ())
-    resolved = resolve(written, progress, str(recipe))
-    renderer = Renderer(load_tokenizer(resolved.folder))
+    resolved = with_labels(resolve(written, progress, str(recipe)), recipe.resolve().parent)
+    renderer = resolved.renderer(load_tokenizer(resolved.folder))
     train = resolved.recipe.train
     assert train.max_length is not None
     result = check_data(

@@ -36,14 +36,18 @@ VERSION = 1
 @dataclass(frozen=True)
 class Sequence:
     """Tokens to learn from: `tokens` (T,) int32 ids, `weights` (T,) float32; weights[t] is the weight of predicting tokens[t], 0 where
-    it is not learned (always at t = 0, before which there is nothing)."""
+    it is not learned (always at t = 0, before which there is nothing).
+
+    `marks` (T,) int32 is what a task reads beside the tokens, and then weights[t] is the weight of what is learned at t itself: the
+    number of the class for a head (-1 where there is none), the side of a preference pair (0, then 1)."""
 
     tokens: np.ndarray
     weights: np.ndarray
+    marks: np.ndarray | None = None
 
     def cut(self, length: int) -> Sequence:
         """The first `length` tokens."""
-        return Sequence(self.tokens[:length], self.weights[:length])
+        return Sequence(self.tokens[:length], self.weights[:length], None if self.marks is None else self.marks[:length])
 
 
 @dataclass(frozen=True)

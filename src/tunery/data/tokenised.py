@@ -6,6 +6,7 @@ another length, split or seed needs no second tokenising.
 
     tokens.npy    (T,) int32      all sequences, one after the other
     weights.npy   (T,) uint8, or float32 when a weight is neither 0 nor 1
+    marks.npy     (T,) int32      what a task reads beside the tokens; empty where it reads nothing
     offsets.npy   (S+1,) int64    where each sequence begins
     rows.npy      (S,) int64      the row that a sequence comes from
     sums.npy      (S, 2) float64  the sum of its weights, and how many are above 0
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 Progress = Callable[[float, float | None, str], None]
 """Told what is done, of how much when that is known, and in words what it is."""
 
-FORMAT = 1
+FORMAT = 2
 KEPT_PROBLEMS = 1000
 BATCH = 1024
 
@@ -49,7 +50,7 @@ class TokenisedFile:
         import numpy as np
 
         self.name, self.sha256 = name, sha256
-        for array in ("tokens", "weights", "offsets", "rows", "sums", "lines", "hashes", "places"):
+        for array in ("tokens", "weights", "marks", "offsets", "rows", "sums", "lines", "hashes", "places"):
             setattr(self, array, np.load(folder / f"{array}.npy", mmap_mode="r", allow_pickle=False))
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         self.kind: str | None = about["kind"]
@@ -58,6 +59,7 @@ class TokenisedFile:
 
     tokens: np.ndarray
     weights: np.ndarray
+    marks: np.ndarray
     offsets: np.ndarray
     rows: np.ndarray
     sums: np.ndarray
@@ -107,7 +109,11 @@ def _build(
     hashes: list[int] = []
     places: list[int] = []
     fractional = False
-    with _growing(target / "tokens.npy", "<i4") as add_tokens, _growing(target / "weights.npy", "<f4") as add_weights:
+    with (
+        _growing(target / "tokens.npy", "<i4") as add_tokens,
+        _growing(target / "weights.npy", "<f4") as add_weights,
+        _growing(target / "marks.npy", "<i4") as add_marks,
+    ):
         kind = None
         for batch in _batches(read_rows(source, base, problem)):
             for row, found in zip(batch, renderer.batch(batch), strict=True):
@@ -120,6 +126,8 @@ def _build(
                 for sequence in found:
                     add_tokens(sequence.tokens)
                     add_weights(sequence.weights)
+                    if sequence.marks is not None:
+                        add_marks(sequence.marks)
                     learned = sequence.weights > 0
                     fractional = fractional or not bool((sequence.weights[learned] == 1).all())
                     offsets.append(offsets[-1] + len(sequence.tokens))
@@ -245,8 +253,11 @@ class Tokenised:
 
         file, begin, end = self.files[self._file[i]], self._begin[i], self._end[i]
         weights = np.array(file.weights[begin:end], dtype=np.float32)
+        tokens = np.array(file.tokens[begin:end], dtype=np.int32)
+        if len(file.marks):
+            return Sequence(tokens, weights, np.array(file.marks[begin:end], dtype=np.int32))
         weights[:1] = 0
-        return Sequence(np.array(file.tokens[begin:end], dtype=np.int32), weights)
+        return Sequence(tokens, weights)
 
     def where(self, row: int) -> tuple[str, int]:
         """(source, line) of a row number."""

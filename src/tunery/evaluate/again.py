@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tunery.data.render import Renderer
 from tunery.data.rows import read_rows
 from tunery.errors import InputError
 from tunery.evaluate import compare, predictions
@@ -13,7 +12,7 @@ from tunery.infer.open_engine import load_run
 from tunery.infer.torch_engine import TorchEngine
 from tunery.progress import Progress
 from tunery.run import Run
-from tunery.tasks import get
+from tunery.tasks import of
 
 
 def evaluate_again(path: Path, data: Path | None, base: bool, progress: Progress) -> dict[str, Any]:
@@ -30,13 +29,14 @@ def evaluate_again(path: Path, data: Path | None, base: bool, progress: Progress
             raise InputError(f"{path}: this run has no test rows; name a file with --data")
         rows = predictions.rows_of(run)
     model, tokenizer = load_run(run, with_adapter=not base, progress=progress.say)
-    renderer = Renderer(tokenizer)
+    task, options = of(recipe.task)
+    renderer = task.renderer(tokenizer, options)
     assert recipe.train.max_length is not None
     lines = predictions.predict(
         model,
         TorchEngine(model, tokenizer, renderer.stop_ids),
         renderer,
-        get(recipe.task),
+        task,
         rows,
         recipe.train.max_length,
         recipe.evaluate.max_new_tokens,

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunery import methods
+from tunery import methods, tasks
 from tunery.data.render import Renderer
 from tunery.errors import InputError
 from tunery.infer.engine import Engine
 from tunery.infer.onnx_engine import OnnxEngine
 from tunery.infer.torch_engine import TorchEngine
+from tunery.models.heads import Head
 from tunery.models.load import load_model, load_tokenizer
 from tunery.models.source import local_folder
+from tunery.recipe import Recipe
 from tunery.run import Run
 
 if TYPE_CHECKING:
@@ -50,19 +52,31 @@ def load_run(
     run: Run, with_adapter: bool = True, dtype: str | None = None, progress: Callable[[str], Any] | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model of a run with what it learned (or its base alone), in the run's own precision unless told otherwise, and its tokenizer."""
-    from tunery.train import attention
-
     recipe = run.recipe()
-    if with_adapter and not run.adapter.is_dir():
+    if with_adapter and not run.learned.is_dir():
         raise InputError(f"{run.path}: this run has not finished training; go on with `tunery resume {run.path}`")
     folder = local_folder(recipe.model, progress)
     precision = dtype or {"bf16": "bfloat16", "fp32": "float32"}[recipe.train.precision]
-    model = load_model(folder, precision, attention=attention.register())
+    model = load_base(recipe, folder, precision)
     if with_adapter:
         method = methods.get(recipe.method.name)
-        method.attach(model, method.Options.model_validate(recipe.method.options), recipe.train.seed)
-        method.load(model, run.adapter)
+        model = method.attach(model, method.Options.model_validate(recipe.method.options), recipe.train.seed)
+        method.load(model, run.learned)
+        if method.TRAINS_BASE:
+            import torch
+
+            model = model.to(getattr(torch, precision))
     return model.eval(), load_tokenizer(folder)
+
+
+def load_base(recipe: Recipe, folder: Path, dtype: str, device: str = "cpu") -> PreTrainedModel:
+    """The model that a resolved recipe starts from: under the task's head where it has one, with the attention that its rows need."""
+    from tunery.train import attention
+
+    task, options = tasks.of(recipe.task)
+    if task.FORM in ("sequence", "token"):
+        return load_model(folder, dtype, device, head=Head(task.FORM, tuple(options.labels)), seed=recipe.train.seed)
+    return load_model(folder, dtype, device, attention=attention.register())
 
 
 def _quick_dtype() -> str:

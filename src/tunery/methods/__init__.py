@@ -1,7 +1,7 @@
 """Ways to change a model: one file each, found by name.
 
-A method file holds `Options` (what a recipe may set), `LEARNING_RATE` (the default, with its reason), `SAVES` (`adapter` or `merged`),
-and the functions `attach`, `save` and `load` of the `Method` protocol.
+A method file holds `Options` (what a recipe may set), `LEARNING_RATE` (the default, with its reason), what it supports, and the functions
+of the `Method` protocol. `REFUSES`, where it has that, says what it does not go together with.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import difflib
 import importlib
 import pkgutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from tunery.errors import InputError
 from tunery.recipe import Options
@@ -26,9 +26,20 @@ class Method(Protocol):
     SUMMARY: str
     LEARNING_RATE: tuple[float, str]
     Options: type[Options]
+    SAVES: Literal["adapter", "weights"]
+    """`adapter`: PEFT's files; `weights`: `model.safetensors` with all that was trained, in float32."""
+    MERGES: bool
+    """Whether what was learned can be put into the base's own weights."""
+    TRAINS_BASE: bool
+    """Whether the base's weights are trained: they are then float32, and computed with under autocast where the precision is bf16."""
+    PACKS: bool
+    """Whether rows may share a pack; if not, `attach` sets `model.rows_apart` and each row is computed alone."""
 
-    def attach(self, model: PreTrainedModel, options: Any, seed: int) -> None:
-        """Change `model` in place so that exactly its parameters with `requires_grad` are what is learned."""
+    def attach(self, model: PreTrainedModel, options: Any, seed: int) -> PreTrainedModel:
+        """Change `model` so that exactly its parameters with `requires_grad` are what is learned; the model to use from here on.
+
+        A task's head (`models.heads.head_modules`) is trained whole, in float32, whatever the method.
+        """
 
     def save(self, model: PreTrainedModel, options: Any, folder: Path, base: str) -> None:
         """Write what was learned into `folder`, in PEFT's file format, naming `base` as its base model."""

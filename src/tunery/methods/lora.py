@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SUMMARY = "trains two thin matrices beside each linear layer; the base stays as it is"
 LEARNING_RATE = (2e-4, "the rate of the QLoRA paper for models of this size; adapters want about ten times a full tuning's rate")
 
+SAVES, MERGES, TRAINS_BASE, PACKS = "adapter", True, False, True
 
 class Options(_Options):
     """LoRA's settings in a recipe."""
@@ -41,7 +42,7 @@ class Options(_Options):
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
-def attach(model: PreTrainedModel, options: Options, seed: int) -> None:
+def attach(model: PreTrainedModel, options: Options, seed: int) -> PreTrainedModel:
     """Put an adapter on every target; only the adapters learn. The starting values depend on `seed` and the order of layers alone."""
     import torch
 
@@ -53,6 +54,7 @@ def attach(model: PreTrainedModel, options: Options, seed: int) -> None:
         parent, _, leaf = name.rpartition(".")
         base = model.get_submodule(name)
         setattr(model.get_submodule(parent), leaf, LoraLinear(base, options.rank, options.scale, options.dropout, generator))
+    return model
 
 
 def target_names(model: PreTrainedModel, targets: Literal["all-linear"] | tuple[str, ...]) -> list[str]:

@@ -14,18 +14,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunery.errors import InputError
+from tunery.models.heads import Head, head_modules
 from tunery.models.source import check_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 DTYPES = ("float32", "bfloat16")
+NEW_LAYERS = ("bert.pooler",)
+"""Layers between a base model and its head that many folders lack."""
 
 
-def load_model(folder: str | Path, dtype: str = "float32", device: str = "cpu", attention: str = "sdpa") -> PreTrainedModel:
-    """The causal language model in `folder`; every parameter has `requires_grad=False`.
+def load_model(
+    folder: str | Path, dtype: str = "float32", device: str = "cpu", attention: str = "sdpa", head: Head | None = None, seed: int = 0
+) -> PreTrainedModel:
+    """The causal language model in `folder`, or the same layers under a task's `head`; every parameter has `requires_grad=False`.
 
-    `attention` is transformers' `attn_implementation`. Raises InputError when the folder, its architecture, the device or
+    `attention` is transformers' `attn_implementation`. A head that the folder does not hold begins with random values that depend on
+    `seed` alone. Raises InputError when the folder, its architecture, the device or
     the weights cannot be used.
     """
     folder = Path(folder)
@@ -35,14 +41,22 @@ def load_model(folder: str | Path, dtype: str = "float32", device: str = "cpu", 
 
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
+    kinds: dict[str | None, Any] = {"sequence": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification}
+    automatic = kinds[head.kind] if head else AutoModelForCausalLM
+    labels: dict[str, Any] = {}
+    if head:
+        numbers = {label: n for n, label in enumerate(head.labels)}
+        labels = {"id2label": {n: label for label, n in numbers.items()}, "label2id": numbers, "num_labels": len(numbers)}
     if device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
         raise InputError(f"the device {device} is not there: torch {torch.__version__} sees no GPU; use cpu, or see `tunery doctor`")
     try:
-        with quiet_transformers():
-            model, report = AutoModelForCausalLM.from_pretrained(
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, report = automatic.from_pretrained(
                 folder,
+                **labels,
                 dtype=getattr(torch, dtype),
                 attn_implementation=attention,
                 use_safetensors=True,
@@ -56,7 +70,9 @@ def load_model(folder: str | Path, dtype: str = "float32", device: str = "cpu", 
         raise InputError(
             f"{folder}: transformers cannot load this model ({_first_line(e)}); check the folder, or choose another model"
         ) from None
-    missing = sorted(report["missing_keys"])
+    own = head_modules(model) if head else []
+    # What transformers throws away in silence elsewhere: a pooling layer, and the head itself, may be new; nothing else may.
+    missing = sorted(k for k in report["missing_keys"] if not k.startswith(tuple(f"{name}." for name in [*own, *NEW_LAYERS])))
     if missing:
         raise InputError(
             f"{folder}: the weights lack {len(missing)} tensors of the architecture ({missing[0]} first); download the model again"

@@ -1,7 +1,7 @@
 """Kinds of work: one file each, found by name.
 
-A task file says which kinds of row it takes (`ROWS`), gives the training loss as `loss(logits, batch) → (sum, count)`, and says
-whether a row has an answer that can be generated and compared (`ANSWERS`).
+A task file says which kinds of row it takes (`ROWS`), what is computed for them (`FORM`), gives the training loss, and says whether a
+row has an answer that can be generated and compared (`ANSWERS`).
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING, Protocol, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from tunery.errors import InputError
+from tunery.recipe import Named, Options, options_of
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerFast
 
 
 class Task(Protocol):
@@ -23,6 +26,12 @@ class Task(Protocol):
     SUMMARY: str
     ROWS: tuple[str, ...]
     ANSWERS: bool
+    FORM: Literal["tokens", "sequence", "token", "pairs"]
+    """`tokens`: the next token, over packs; `sequence` and `token`: a head with one class a text or a token; `pairs`: two sides a row."""
+    Options: type[Options]
+
+    def renderer(self, tokenizer: PreTrainedTokenizerFast, options: Any) -> Any:
+        """Rows to sequences: an object as `data.render.Renderer` is, with `batch`, `sequences`, `fingerprint`, `tokenizer`, `stop_ids`."""
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The weighted sum of the losses, in nats, and the sum of the weights; the mean is left to the caller, who knows the whole step."""
@@ -39,3 +48,14 @@ def get(name: str) -> Task:
         near = difflib.get_close_matches(name, names(), n=1, cutoff=0.4)
         raise InputError(f"task `{name}` is not known; " + (f"did you mean `{near[0]}`?" if near else f"known: {', '.join(names())}"))
     return cast(Task, importlib.import_module(f"{__name__}.{name}"))
+
+
+def of(chosen: Named, source: str = "recipe", lines: Mapping[tuple[str, ...], int] | None = None) -> tuple[Task, Any]:
+    """The task that a recipe chose, and its options. A task whose options change what is computed gives a variant of itself.
+
+    Raises InputError for an unknown name or option.
+    """
+    task = get(chosen.name)
+    options = options_of(chosen, task.Options, "task", source, lines)
+    variant = getattr(task, "variant", None)
+    return (variant(options) if variant else task), options

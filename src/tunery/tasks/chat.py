@@ -2,7 +2,8 @@
 
 from tunery.tasks import _next_token
 
-loss = _next_token.loss
+FORM = "tokens"
+Options, renderer, loss = _next_token.Options, _next_token.renderer, _next_token.loss
 SUMMARY = "learn the assistant's turns of conversations, or completions of prompts"
 ROWS: tuple[str, ...] = ("chat", "completion")
 ANSWERS = True

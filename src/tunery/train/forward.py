@@ -125,7 +125,7 @@ class Head:
 
 def packs_for(model: PreTrainedModel, rows: Iterable[TokenRow], share: bool = True, max_tokens: int = PACK_TOKENS) -> Iterator[Pack]:
     """Packs that this model can take: rows one by one where it has layers that run through the sequence instead of attending."""
-    if not can_pack(model.config):
+    if getattr(model, "rows_apart", False) or not can_pack(model.config):  # set by a method whose rows cannot share a pack
         for number, row in enumerate(rows):
             for alone in pack([row], max_tokens=1, share=False):  # none where nothing is learned
                 yield replace(alone, rows=np.full_like(alone.rows, number))

@@ -13,7 +13,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,10 +24,9 @@ from tunery.errors import Interrupted, RunError
 from tunery.methods import Method, trainable
 from tunery.progress import Progress
 from tunery.run import Run, write_text
-from tunery.tasks import Task
 from tunery.train import checkpoint
 from tunery.train.checkpoint import State
-from tunery.train.forward import pack_loss, packs_for
+from tunery.train.learners import Learner
 from tunery.train.packs import TokenRow
 from tunery.train.schedule import learning_rate
 from tunery.train.steps import plan_steps
@@ -66,7 +65,8 @@ class Settings:
     early_stopping: int | None = None
     checkpoint_every: int = 200
     seed: int = 0
-    share_prefixes: bool = True
+    autocast: bool = False
+    """Compute in bfloat16 with float32 weights: for methods that train the base itself."""
 
 
 def train(
@@ -74,7 +74,7 @@ def train(
     model: PreTrainedModel,
     method: Method,
     options: Any,
-    task: Task,
+    learner: Learner,
     rows: Rows,
     settings: Settings,
     progress: Progress,
@@ -87,8 +87,10 @@ def train(
     longer a number.
     """
     parameters = trainable(model)
+    groups = _parameter_groups(method, model, options, parameters, settings)
     # Fused: one kernel for all parameters; the default's loop over them took a fifth of a step of a LoRA run on a CPU.
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    peak_rates = [group["lr"] for group in optimizer.param_groups]
     steps = plan_steps(
         rows.lengths,
         epochs=settings.epochs,
@@ -109,7 +111,8 @@ def train(
         model.enable_input_require_grads()
 
     def gradient(chosen: np.ndarray) -> float:
-        return accumulate(model, task, [rows[i] for i in chosen.tolist()], float(rows.supervised[chosen].sum()), settings.share_prefixes)
+        part = [rows[i] for i in chosen.tolist()]
+        return accumulate(model, learner, part, float(rows.supervised[chosen].sum()), settings.autocast)
 
     def save() -> None:
         checkpoint.save(run.checkpoints, state, parameters, optimizer, lambda folder: method.save(model, options, folder, base))
@@ -125,8 +128,8 @@ def train(
             if _out_of_patience(state, settings):
                 break
             rate = learning_rate(number, len(steps), settings.learning_rate, settings.schedule, settings.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            for group, peak in zip(optimizer.param_groups, peak_rates, strict=True):
+                group["lr"] = rate * peak / settings.learning_rate
             chosen = steps[number - 1]
             loss = gradient(chosen)
             norm = _clip(parameters.values(), settings.clip)
@@ -150,7 +153,7 @@ def train(
                 "supervised_tokens": supervised,
             }
             if valid is not None and (number % validate_every == 0 or number == len(steps)):
-                line["valid_loss"] = validate(model, task, valid)
+                line["valid_loss"] = validate(model, learner, valid, settings.autocast)
                 if not math.isfinite(line["valid_loss"]):
                     raise _diverged(f"step {number}: the validation loss is {line['valid_loss']}", settings)
                 _note_validation(state, line["valid_loss"], number)
@@ -181,29 +184,46 @@ def train(
     return state
 
 
-def accumulate(model: PreTrainedModel, task: Task, rows: Sequence[TokenRow], supervised: float, share: bool = True) -> float:
-    """Add the gradient of the rows' mean loss to the parameters; the loss, in nats a supervised token.
+def accumulate(model: PreTrainedModel, learner: Learner, rows: Sequence[TokenRow], supervised: float, autocast: bool = False) -> float:
+    """Add the gradient of the rows' mean loss to the parameters; the loss, in the task's unit a supervised item.
 
     `supervised` is the weight of the whole optimiser step, of which `rows` may be a part.
     """
     total = 0.0
-    for packed in packs_for(model, rows, share=share):
-        nats, _ = pack_loss(model, task, packed)
+    for batch in learner.batches(model, rows):
+        with computing(model, autocast):
+            nats, _ = learner.loss(model, batch)
         (nats / supervised).backward()
         total += nats.item()
     return total / supervised
 
 
-def validate(model: PreTrainedModel, task: Task, rows: Rows) -> float:
-    """The mean loss over all rows, in nats a supervised token, without dropout and without touching the random state."""
+def validate(model: PreTrainedModel, learner: Learner, rows: Rows, autocast: bool = False) -> float:
+    """The mean loss over all rows, in the task's unit a supervised item, without dropout and without touching the random state."""
     model.eval()
     nats, weight = 0.0, 0.0
-    with torch.no_grad():
-        for packed in packs_for(model, (rows[i] for i in range(len(rows)))):
-            n, w = pack_loss(model, task, packed)
+    with torch.no_grad(), computing(model, autocast):
+        for batch in learner.batches(model, (rows[i] for i in range(len(rows)))):
+            n, w = learner.loss(model, batch)
             nats, weight = nats + n.item(), weight + w.item()
     model.train()
     return nats / weight
+
+
+def computing(model: PreTrainedModel, autocast: bool) -> Any:
+    """bfloat16 for what is safe in it, where `autocast` asks for that."""
+    return torch.autocast(model.device.type, torch.bfloat16) if autocast else nullcontext()
+
+
+def _parameter_groups(
+    method: Method, model: PreTrainedModel, options: Any, parameters: dict[str, torch.nn.Parameter], settings: Settings
+) -> list[dict[str, Any]]:
+    """What the optimiser is given: one group, or those that the method wants, whose rates the schedule scales together."""
+    own = getattr(method, "parameter_groups", None)
+    if own is None:
+        return [{"params": list(parameters.values())}]
+    groups: list[dict[str, Any]] = own(model, options, settings.learning_rate, settings.weight_decay)
+    return groups
 
 
 def _diverged(what: str, settings: Settings) -> RunError:
