@@ -29,7 +29,7 @@ clean:  ## remove what the targets made; runs and the cache stay
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else "Tunery needs Python 3.11 or newer, and $(PYTHON) is %d.%d: run `make setup PYTHON=python3.11`" % v)'
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) cannot make virtual environments: install its venv module (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) -c constraints.txt setuptools wheel
+	$(PIP) -c constraints.txt setuptools wheel setuptools-scm
 	$(PIP) -c constraints.txt --no-build-isolation -e '.[all,dev]'
 	$(PIP) -c constraints.txt --no-deps $(EXAMPLE_MODELS)
 	touch $@

@@ -190,7 +190,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"mesages": []},
         "missing column: the row has `mesages`; it needs `messages`, `prompt` and `completion`, or `text`; rename `mesages` to `messages`?",
     ),
-    "another tool's column": ({"instruction": "a", "output": "b"}, "rename `instruction` to `prompt`?"),
+    "another tool's column": ({"question": "a", "response": "b"}, "rename `question` to `prompt`?"),
     "missing completion": (
         {"prompt": "a", "answer": "b"},
         "missing column `completion`: a row with `prompt` needs both; rename `answer` to `completion`?",

@@ -6,11 +6,12 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from tunery.data import other_forms
 from tunery.data.messages import RowProblem, chat, encodable
 
 __all__ = ["NEEDED", "ROW_KEYS", "RowProblem", "validate"]
 
-ROW_KEYS = frozenset({"messages", "tools", "functions", "prompt", "completion", "text"})
+ROW_KEYS = frozenset({"messages", "tools", "functions", "prompt", "completion", "text"}) | other_forms.KEYS
 """The keys that make a row; any other key is ignored (a data set may carry ids, sources, dates)."""
 
 _NEEDED = {"messages", "prompt", "completion", "text"}
@@ -38,7 +39,9 @@ def validate(raw: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """(kind, value) of a row, as `Row` describes them. Raises RowProblem.
 
     `messages` comes before `prompt` and `completion`, these before `text`; a null value counts as absent.
+    Alpaca and ShareGPT rows come before `text`, which data sets of theirs often hold as well, rendered.
     """
+    raw = other_forms.as_openai(raw)
     has = {key for key in ROW_KEYS if raw.get(key) is not None}
     if "messages" in has:
         return "chat", chat(raw["messages"], raw.get("tools"), raw.get("functions"))

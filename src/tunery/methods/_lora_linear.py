@@ -1,4 +1,4 @@
-"""The LoRA layer itself: what stands in for a linear layer while an adapter is trained or used."""
+"""The LoRA layer itself: what stands in for a linear layer while an adapter is trained or used. With a magnitude, it is DoRA's."""
 
 from __future__ import annotations
 
@@ -9,15 +9,23 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tunery.methods._frozen import FrozenProduct, frozen_weight
+
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer with a learned low-rank addition.
+    """A frozen linear layer with a learned low-rank addition, W + sBA; with `dora` its rows also have a learned length.
 
     The matrices are float32 whatever the base is, since a step of 1e-4 on a weight of 0.1 is lost in bfloat16. They are cast to the
-    input's type for the thin products.
+    input's type for the thin products. `base` is a linear layer, dense or quantised.
     """
 
-    def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float, generator: torch.Generator) -> None:
+    start_A: torch.Tensor | None
+    start_B: torch.Tensor | None
+    square: torch.Tensor
+
+    def __init__(
+        self, base: nn.Module, rank: int, scale: float, dropout: float, generator: torch.Generator, dora: bool = False
+    ) -> None:
         super().__init__()
         assert isinstance(base, nn.Linear)
         self.base = base
@@ -29,18 +37,78 @@ class LoraLinear(nn.Module):
         a.uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(a.to(device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        self.register_buffer("start_A", None, persistent=False)
+        self.register_buffer("start_B", None, persistent=False)
+        self.dora = dora
+        self._norm: tuple[tuple[int, int], torch.Tensor] | None = None
+        if dora:
+            length = torch.linalg.vector_norm(frozen_weight(base, torch.float32).float(), dim=1)
+            self.register_buffer("square", length**2, persistent=False)
+            self.lora_magnitude_vector = nn.Parameter(length)
+
+    def begin_at(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Begin with these matrices instead of none: a (rank, in), b (out, rank). DoRA's magnitudes are then those of the sum."""
+        with torch.no_grad():
+            self.lora_A.copy_(a)
+            self.lora_B.copy_(b)
+            if self.dora:
+                self.lora_magnitude_vector.copy_(self.norm())
+
+    def count_from(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Add BA − b·a instead of BA: what PiSSA learns beyond its start, on a base that stays whole."""
+        self.start_A, self.start_B = a.detach().to(self.lora_A), b.detach().to(self.lora_B)
 
     @property
     def weight(self) -> torch.Tensor:
         """The frozen weight, for code that asks a layer for its type or device."""
         return self.base.weight
 
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """a (k, in) and b (out, k) in float32, whose product is what is added to W, before the scale; k is the rank.
+
+        After `count_from` it is twice the rank: BA − B₀A₀ = B₀(A − A₀) + (B − B₀)A, a sum without cancellation, so small steps survive
+        the cast to bfloat16.
+        """
+        if self.start_A is None or self.start_B is None:
+            return self.lora_A, self.lora_B
+        return torch.cat([self.lora_A - self.start_A, self.lora_A]), torch.cat([self.start_B, self.lora_B - self.start_B], dim=1)
+
+    def norm(self) -> torch.Tensor:
+        """(out,) float32: the lengths of the rows of W + sBA, without making it and without a gradient.
+
+        ‖W+sBA‖² = ‖W‖² + 2s·Σ(WAᵀ∘B) + s²·Σ(B(AAᵀ)∘B), row by row; ‖W‖² is kept, since W is frozen.
+        """
+        key = (self.lora_A._version, self.lora_B._version)
+        if not self.training and self._norm is not None and self._norm[0] == key:
+            return self._norm[1]
+        with torch.no_grad():
+            a, b = self.factors()
+            b = b * self.scale
+            square = self.square + 2 * (frozen_weight(self.base, torch.float32).float() @ a.T * b).sum(1) + (b @ (a @ a.T) * b).sum(1)
+            norm = square.sqrt()
+            norm = norm + (norm == 0)  # a row of zeros stays one
+        self._norm = None if self.training else (key, norm)  # answers are written with weights that no longer change
+        return norm
+
+    def train(self, mode: bool = True) -> LoraLinear:
+        self._norm = None
+        return super().train(mode)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., in) → (..., out)."""
-        a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype) * self.scale
-        if self.dropout and self.training:  # acts on the adapter's input alone
-            return self.base(x) + F.linear(F.linear(F.dropout(x, self.dropout), a), b)
-        return _LowRank.apply(x, self.base.weight, self.base.bias, a, b)
+        a, b = self.factors()
+        a, b = a.to(x.dtype), b.to(x.dtype) * self.scale
+        dropping = self.dropout > 0 and self.training  # acts on the adapter's input alone
+        if not self.dora:
+            if dropping:
+                return self.base(x) + F.linear(F.linear(F.dropout(x, self.dropout), a), b)
+            return _LowRank.apply(x, self.base, a, b)
+        gain = self.lora_magnitude_vector / self.norm()
+        if dropping:
+            kept = F.dropout(x, self.dropout)
+            change = (gain - 1) * FrozenProduct.apply(kept, self.base) + gain * F.linear(F.linear(kept, a), b)
+            return self.base(x) + change.to(x.dtype)
+        return _ScaledLowRank.apply(x, self.base, a, b, gain)
 
 
 class _LowRank(torch.autograd.Function):
@@ -50,19 +118,53 @@ class _LowRank(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """x: (..., in), w: (out, in), bias: (out,) or None, a: (rank, in), b: (out, rank) with the scale in it."""
+    def forward(ctx: Any, x: torch.Tensor, base: nn.Linear, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """x: (..., in), base: W (out, in) and its bias, a: (rank, in), b: (out, rank) with the scale in it."""
         flat = x.reshape(-1, x.shape[-1])
         thin = flat @ a.T
-        y = F.linear(flat, w, bias).addmm_(thin, b.T)
-        ctx.save_for_backward(flat, w, a, b, thin)
-        ctx.shape = x.shape
-        return y.view(*x.shape[:-1], w.shape[0])
+        bias = None if base.bias is None else base.bias.to(x.dtype)
+        y = F.linear(flat, frozen_weight(base, x.dtype), bias).addmm_(thin, b.T)
+        ctx.save_for_backward(flat, a, b, thin)
+        ctx.base, ctx.shape = base, x.shape
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        flat, w, a, b, thin = ctx.saved_tensors
-        dy = grads[0].reshape(-1, w.shape[0])
+        flat, a, b, thin = ctx.saved_tensors
+        dy = grads[0].reshape(-1, grads[0].shape[-1])
         dthin = dy @ b
-        dx = (dy @ w).addmm_(dthin, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return dx, None, None, dthin.T @ flat, dy.T @ thin
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = (dy @ frozen_weight(ctx.base, dy.dtype)).addmm_(dthin, a).view(ctx.shape)
+        return dx, None, dthin.T @ flat, dy.T @ thin
+
+
+class _ScaledLowRank(torch.autograd.Function):
+    """y = g ∘ (x Wᵀ + (x Aᵀ) Bᵀ) + bias: DoRA with g = m / ‖W+sBA‖, where the norm has no gradient (Liu et al. 2024, section 4.3)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, base: nn.Linear, a: torch.Tensor, b: torch.Tensor, gain: torch.Tensor
+    ) -> torch.Tensor:
+        """As `_LowRank`; gain: (out,) float32, and in float32 it is applied: rounded to bfloat16 it would shift whole rows."""
+        flat = x.reshape(-1, x.shape[-1])
+        thin = flat @ a.T
+        sum_ = F.linear(flat, frozen_weight(base, x.dtype)).addmm_(thin, b.T)
+        y = sum_ * gain
+        if base.bias is not None:
+            y += base.bias
+        ctx.save_for_backward(flat, a, b, thin, sum_, gain)
+        ctx.base, ctx.shape = base, x.shape
+        return y.to(x.dtype).view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        flat, a, b, thin, sum_, gain = ctx.saved_tensors
+        dy = grads[0].reshape(-1, grads[0].shape[-1])
+        dgain = (dy.to(gain.dtype) * sum_).sum(0)
+        dsum = (dy * gain).to(flat.dtype)
+        dthin = dsum @ b
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = (dsum @ frozen_weight(ctx.base, dsum.dtype)).addmm_(dthin, a).view(ctx.shape)
+        return dx, None, dthin.T @ flat, dsum.T @ thin, dgain

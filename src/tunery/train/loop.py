@@ -111,6 +111,7 @@ def train(
         model.enable_input_require_grads()
 
     def gradient(chosen: np.ndarray) -> float:
+        begin_step(model, learner, rows, chosen, settings.autocast)
         part = [rows[i] for i in chosen.tolist()]
         return accumulate(model, learner, part, float(rows.supervised[chosen].sum()), settings.autocast)
 
@@ -202,12 +203,21 @@ def validate(model: PreTrainedModel, learner: Learner, rows: Rows, autocast: boo
     """The mean loss over all rows, in the task's unit a supervised item, without dropout and without touching the random state."""
     model.eval()
     nats, weight = 0.0, 0.0
+    begin_step(model, learner, rows, np.arange(len(rows)), autocast)
     with torch.no_grad(), computing(model, autocast):
         for batch in learner.batches(model, (rows[i] for i in range(len(rows)))):
             n, w = learner.loss(model, batch)
             nats, weight = nats + n.item(), weight + w.item()
     model.train()
     return nats / weight
+
+
+def begin_step(model: PreTrainedModel, learner: Learner, rows: Rows, chosen: np.ndarray, autocast: bool = False) -> None:
+    """Let a learner look at the whole step (`chosen`: numbers of `rows`, over all processes) before its rows are cut into batches."""
+    begin = getattr(learner, "begin_step", None)
+    if begin is not None:
+        with torch.no_grad(), computing(model, autocast):
+            begin(model, rows, chosen)
 
 
 def computing(model: PreTrainedModel, autocast: bool) -> Any:
