@@ -46,6 +46,16 @@ def row_losses(model: PreTrainedModel, task: Task, packed: Pack) -> Iterator[tup
             yield int(row), total.item(), count.item()
 
 
+def log_probs(model: PreTrainedModel, packed: Pack) -> torch.Tensor:
+    """(S,) float32: the log-probability of each supervised target, in the order of `packed.targets`, with gradients.
+
+    Logits are made in chunks, and made again for the gradient.
+    """
+    return torch.cat(
+        [checkpoint(_chunk_log_probs, head, part, targets, use_reentrant=False) for head, part, targets, *_ in _chunks(model, packed)]
+    )
+
+
 def logits_of(model: PreTrainedModel, packed: Pack) -> torch.Tensor:
     """(S, vocabulary): the logits of the pack's supervised predictions, in the order of `packed.targets`."""
     return torch.cat([head(part) for head, part, *_ in _chunks(model, packed)])
@@ -55,6 +65,10 @@ def _chunk_loss(
     head: Head, hidden: torch.Tensor, task: Task, targets: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return task.loss(head(hidden), targets, weights)
+
+
+def _chunk_log_probs(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return -torch.nn.functional.cross_entropy(head(hidden).float(), targets, reduction="none")
 
 
 def _chunks(model: PreTrainedModel, packed: Pack) -> Iterator[tuple[Head, torch.Tensor, torch.Tensor, torch.Tensor, np.ndarray]]:
@@ -78,7 +92,8 @@ def _hidden(model: PreTrainedModel, packed: Pack) -> tuple[torch.Tensor, Head]:
 
     def hold(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         kept.append(inputs[0])
-        return (inputs[0][:, :1],)  # one position, to compare with
+        # One position, to compare with. As a copy: of a slice with the strides of the whole, torch would copy the head's whole weight.
+        return (inputs[0][:, :1].clone(memory_format=torch.contiguous_format),)
 
     hook = output.register_forward_pre_hook(hold)
     try:
