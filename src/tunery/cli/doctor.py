@@ -53,6 +53,10 @@ def _table(found: dict[str, Any]) -> Any:
             "present" if extra["present"] else f"missing {', '.join(extra['missing'])}: {extra['install']}",
             extra["present"],
         )
+    llama = found["llama_cpp"]
+    row("llama.cpp converter", llama["converter"] or f"none (a GGUF export needs it): {llama['install']}", bool(llama["converter"]) or None)
+    row("llama.cpp quantiser", llama["quantizer"] or "none (only GGUF in q4_k_m needs it): build llama.cpp's llama-quantize")
+    row("hub token", "there" if found["hub_token"] else "none (only pushing to a hub needs one): set HF_TOKEN")
     for name, model in found["models"].items():
         row(
             f"model {name}",
