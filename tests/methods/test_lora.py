@@ -8,6 +8,7 @@ import torch
 
 from tunery.errors import InputError
 from tunery.methods import get, lora, trainable
+from tunery.methods._low_rank import target_names
 from tunery.models.load import load_model
 
 
@@ -48,13 +49,13 @@ def test_the_file_comes_back_bit_equal(tiny_any: Path, tmp_path: Path) -> None:
 
 
 def test_all_linear_leaves_the_head_and_adapts_the_fused_layers(tiny_phi3: Path) -> None:
-    names = {n.rpartition(".")[2] for n in lora.target_names(load_model(tiny_phi3), "all-linear")}
+    names = {n.rpartition(".")[2] for n in target_names(load_model(tiny_phi3), "all-linear")}
     assert names == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
 
 
 def test_an_unknown_target_names_those_that_exist(tiny_phi3: Path) -> None:
     with pytest.raises(InputError, match=r"`q_proj`.*qkv_proj"):
-        lora.target_names(load_model(tiny_phi3), ("q_proj",))
+        target_names(load_model(tiny_phi3), ("q_proj",))
 
 
 def test_the_start_depends_on_the_seed_alone(tiny_llama: Path) -> None:

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 
-def train_tiny(model_folder: Path, run_folder: Path, **changes: Any) -> None:
-    """Train a tiny model with dropout in `run_folder`, going on from its newest checkpoint: 4 rows a step, 5 steps an epoch."""
+def train_tiny(model_folder: Path, run_folder: Path, method: Any = None, **changes: Any) -> None:
+    """Train a tiny model in `run_folder`, going on from its newest checkpoint: 4 rows a step, 5 steps an epoch.
+
+    method: as in a recipe, `{name: dora, rank: 4}`; None: LoRA with dropout.
+    """
     import torch
     from rows import random_rows
 
@@ -20,8 +23,9 @@ def train_tiny(model_folder: Path, run_folder: Path, **changes: Any) -> None:
     from tunery.train.loop import Settings, train
 
     torch.set_num_threads(1)
-    lora = methods.get("lora")
-    options = lora.Options.model_validate({"rank": 4, "dropout": 0.3})
+    method = dict(method or {"name": "lora", "rank": 4, "dropout": 0.3})
+    chosen = methods.get(method.pop("name"))
+    options = chosen.Options.model_validate(method)
     settings = {
         "learning_rate": 1e-2,
         "epochs": 4,
@@ -34,7 +38,7 @@ def train_tiny(model_folder: Path, run_folder: Path, **changes: Any) -> None:
         Run.create(run_folder, from_mapping({"model": str(model_folder), "data": {"train": "none.jsonl"}}))
     run = Run.open(run_folder)
     model = load_model(model_folder, attention=attention.register())
-    lora.attach(model, options, seed=3)
+    model = chosen.attach(model, options, seed=3)
     rows, valid = random_rows(20), random_rows(4, seed=9)
-    train(run, model, lora, options, learners.get(tasks.get("chat"), None, False), rows, Settings(**settings), Quiet(), valid, "tiny")
-    lora.save(model, options, run_folder / "adapter", "tiny")
+    train(run, model, chosen, options, learners.get(tasks.get("chat"), None, False), rows, Settings(**settings), Quiet(), valid, "tiny")
+    chosen.save(model, options, run.adapter if chosen.SAVES == "adapter" else run.weights, "tiny")

@@ -1,7 +1,15 @@
 """Ways to change a model: one file each, found by name.
 
 A method file holds `Options` (what a recipe may set), `LEARNING_RATE` (the default, with its reason), what it supports, and the functions
-of the `Method` protocol. `REFUSES`, where it has that, says what it does not go together with.
+of the `Method` protocol. `REFUSES`, where it has that, says what it does not go together with. Where a method needs them, it also has
+
+    parameter_groups(model, options, rate, weight_decay)   what the optimiser is given, with rates of their own
+    extra_loss(model, options)                             a scalar added to each step's mean loss, or None
+    after_step(model, options, step, steps)                called after the optimiser's step, while the gradients are still there
+    virtual_tokens(options)                                positions of the context that the method takes for itself
+    require()                                              raises MissingExtraError when what the method needs is not installed
+    for_use(options)                                       the options with which what was learned is loaded to be used, not trained on
+    QUANTISES = True                                       the base is quantised: `attach` and `dequantised` take the type to do it from
 """
 
 from __future__ import annotations

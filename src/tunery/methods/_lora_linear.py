@@ -23,9 +23,7 @@ class LoraLinear(nn.Module):
     start_B: torch.Tensor | None
     square: torch.Tensor
 
-    def __init__(
-        self, base: nn.Module, rank: int, scale: float, dropout: float, generator: torch.Generator, dora: bool = False
-    ) -> None:
+    def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float, generator: torch.Generator, dora: bool = False) -> None:
         super().__init__()
         assert isinstance(base, nn.Linear)
         self.base = base
@@ -81,7 +79,7 @@ class LoraLinear(nn.Module):
         key = (self.lora_A._version, self.lora_B._version)
         if not self.training and self._norm is not None and self._norm[0] == key:
             return self._norm[1]
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # what is kept may later stand in a graph
             a, b = self.factors()
             b = b * self.scale
             square = self.square + 2 * (frozen_weight(self.base, torch.float32).float() @ a.T * b).sum(1) + (b @ (a @ a.T) * b).sum(1)
@@ -97,16 +95,16 @@ class LoraLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., in) → (..., out)."""
         a, b = self.factors()
-        a, b = a.to(x.dtype), b.to(x.dtype) * self.scale
         dropping = self.dropout > 0 and self.training  # acts on the adapter's input alone
         if not self.dora:
+            a, b = a.to(x.dtype), b.to(x.dtype) * self.scale
             if dropping:
                 return self.base(x) + F.linear(F.linear(F.dropout(x, self.dropout), a), b)
             return _LowRank.apply(x, self.base, a, b)
-        gain = self.lora_magnitude_vector / self.norm()
+        b, gain = b * self.scale, self.lora_magnitude_vector / self.norm()
         if dropping:
             kept = F.dropout(x, self.dropout)
-            change = (gain - 1) * FrozenProduct.apply(kept, self.base) + gain * F.linear(F.linear(kept, a), b)
+            change = (gain - 1) * FrozenProduct.apply(kept, self.base) + gain * F.linear(F.linear(kept.to(a.dtype), a), b)
             return self.base(x) + change.to(x.dtype)
         return _ScaledLowRank.apply(x, self.base, a, b, gain)
 
@@ -140,31 +138,32 @@ class _LowRank(torch.autograd.Function):
 
 
 class _ScaledLowRank(torch.autograd.Function):
-    """y = g ∘ (x Wᵀ + (x Aᵀ) Bᵀ) + bias: DoRA with g = m / ‖W+sBA‖, where the norm has no gradient (Liu et al. 2024, section 4.3)."""
+    """y = g ∘ (x Wᵀ + (x Aᵀ) Bᵀ) + bias: DoRA with g = m / ‖W+sBA‖, where the norm has no gradient (Liu et al. 2024, section 4.3).
+
+    Beside the product with W all is float32. With the thin products in bfloat16 a run was 1.2 times as far from float32 as PEFT's.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, base: nn.Linear, a: torch.Tensor, b: torch.Tensor, gain: torch.Tensor
-    ) -> torch.Tensor:
-        """As `_LowRank`; gain: (out,) float32, and in float32 it is applied: rounded to bfloat16 it would shift whole rows."""
+    def forward(ctx: Any, x: torch.Tensor, base: nn.Linear, a: torch.Tensor, b: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+        """As `_LowRank`, with a, b and gain (out,) in float32."""
         flat = x.reshape(-1, x.shape[-1])
-        thin = flat @ a.T
-        sum_ = F.linear(flat, frozen_weight(base, x.dtype)).addmm_(thin, b.T)
+        thin = flat.to(a.dtype) @ a.T
+        sum_ = F.linear(flat, frozen_weight(base, x.dtype)).to(a.dtype).addmm_(thin, b.T)
         y = sum_ * gain
         if base.bias is not None:
             y += base.bias
-        ctx.save_for_backward(flat, a, b, thin, sum_, gain)
+        ctx.save_for_backward(flat, a, b, thin, sum_.to(x.dtype), gain)
         ctx.base, ctx.shape = base, x.shape
         return y.to(x.dtype).view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         flat, a, b, thin, sum_, gain = ctx.saved_tensors
-        dy = grads[0].reshape(-1, grads[0].shape[-1])
-        dgain = (dy.to(gain.dtype) * sum_).sum(0)
-        dsum = (dy * gain).to(flat.dtype)
+        dy = grads[0].reshape(-1, grads[0].shape[-1]).to(a.dtype)
+        dgain = (dy * sum_).sum(0)
+        dsum = dy * gain
         dthin = dsum @ b
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = (dsum @ frozen_weight(ctx.base, dsum.dtype)).addmm_(dthin, a).view(ctx.shape)
-        return dx, None, dthin.T @ flat, dsum.T @ thin, dgain
+            dx = (dsum.to(flat.dtype) @ frozen_weight(ctx.base, flat.dtype)).to(a.dtype).addmm_(dthin, a).to(flat.dtype).view(ctx.shape)
+        return dx, None, dthin.T @ flat.to(a.dtype), dsum.T @ thin, dgain
