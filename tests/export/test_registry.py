@@ -7,7 +7,7 @@ from tunery.errors import InputError
 
 
 def test_every_exporter_is_found_by_name_and_nothing_else_is_one() -> None:
-    assert export.names() == ["adapter", "merged", "onnx"]
+    assert export.names() == ["adapter", "gguf", "merged", "onnx"]
     for name in export.names():
         assert export.get(name).SUMMARY
         export.get(name).Options()
@@ -16,5 +16,5 @@ def test_every_exporter_is_found_by_name_and_nothing_else_is_one() -> None:
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean `merged`"):
         export.get("merge")
-    with pytest.raises(InputError, match="known: adapter, merged, onnx"):
+    with pytest.raises(InputError, match="known: adapter, gguf, merged, onnx"):
         export.get("proof")

@@ -25,7 +25,7 @@ class Exporter(Protocol):
     SUMMARY: str
     Options: type[Options]
 
-    def require(self) -> None:
+    def require(self, options: Any = None) -> None:
         """Raise MissingExtraError when what this export needs is not installed: known before hours of training, not after."""
 
     def export(self, source: ExportSource, out: Path, options: Any) -> dict[str, Any]:

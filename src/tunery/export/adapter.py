@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tunery.errors import InputError
-from tunery.export.folder import copy_tokenizer, export_folder, write_proof
+from tunery.export.folder import copy_tokenizer, export_folder, state_padding, write_proof
 from tunery.export.probes import verify_probes
 from tunery.export.proof import folder_size
 from tunery.export.source import ExportSource
-from tunery.infer.torch_engine import TorchEngine
-from tunery.models.load import load_tokenizer
+from tunery.methods._adapter_file import PISSA
 from tunery.recipe import Options as _Options
 
 SUMMARY = "the adapter alone, in PEFT's file format"
@@ -24,7 +23,7 @@ class Options(_Options):
     """There is nothing to choose."""
 
 
-def require() -> None:
+def require(options: Options | None = None) -> None:
     """Nothing beyond the core."""
 
 
@@ -39,10 +38,14 @@ def export(source: ExportSource, out: Path, options: Options) -> dict[str, Any]:
         started = source.start()
         for name in FILES:
             shutil.copyfile(source.adapter / name, folder / name)
+        if (source.adapter / PISSA).is_file():  # what training goes on from, since this may take the place of the run's own adapter
+            shutil.copyfile(source.adapter / PISSA, folder / PISSA)
         copy_tokenizer(source.base_folder, folder)
         verify_probes(source.probes, folder, "adapter")
-        engine = TorchEngine(source.load_by_peft(folder), load_tokenizer(folder), source.stop_ids)
-        figures = source.reference.compare(engine, "adapter", source.progress)
+        model = source.load_by_peft(folder)
+        if source.head:
+            state_padding(folder, model.config.get_text_config().pad_token_id)
+        figures = source.reference.compare(source.engine(model), "adapter", source.progress)
         figures.require_same("adapter")
         entry: dict[str, Any] = {
             "path": str(out),

@@ -55,6 +55,17 @@ def copy_tokenizer(base: Path, folder: Path) -> None:
         shutil.copytree(base / "additional_chat_templates", folder / "additional_chat_templates", dirs_exist_ok=True)
 
 
+def state_padding(folder: Path, pad: int) -> None:
+    """Name the pad token in tokenizer_config.json where the tokenizer has none: the model with its head was trained with this one."""
+    from tunery.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.pad_token_id is None:
+        file = folder / "tokenizer_config.json"
+        settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        write_text(file, json.dumps({**settings, "pad_token": tokenizer.convert_ids_to_tokens(pad)}, indent=2, ensure_ascii=False) + "\n")
+
+
 def write_generation_config(base: Path, folder: Path, stop_ids: tuple[int, ...]) -> None:
     """The model's own generation settings, with every stop token of training in them: any runtime then stops by itself."""
     file = base / "generation_config.json"

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunery.errors import InputError, ProofError, RunError
-from tunery.export.folder import copy_tokenizer, export_folder, write_generation_config, write_proof
+from tunery.export.folder import copy_tokenizer, export_folder, state_padding, write_generation_config, write_proof
 from tunery.export.probes import verify_probes
 from tunery.export.proof import folder_size
 from tunery.export.source import ExportSource
-from tunery.infer.torch_engine import TorchEngine
-from tunery.models.load import load_model, load_tokenizer, quiet_transformers
+from tunery.models.heads import Head
+from tunery.models.load import automatic_class, quiet_transformers
 from tunery.recipe import Options as _Options
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Options(_Options):
     """There is nothing to choose: the precision is the base's."""
 
 
-def require() -> None:
+def require(options: Options | None = None) -> None:
     """Nothing beyond the core."""
 
 
@@ -47,15 +47,15 @@ def export(source: ExportSource, out: Path, options: Options) -> dict[str, Any]:
         model = merge(source)
         entry: dict[str, Any] = {"path": str(out), "precision": _SHORT[dtype]}
         if dtype != "float32":
-            own = source.reference.compare(_engine(model, source), "merged", source.progress)
+            own = source.reference.compare(source.engine(model), "merged", source.progress)
             own.require_same("merged, before rounding")
             entry["float32"] = {"max_logit_difference": own.max_logit_difference, "greedy_match": own.greedy_match}
         save(model, source, folder, dtype)
         verify_probes(source.probes, folder, "merged")
-        saved = _load_as_saved(folder)
+        saved = _load_as_saved(folder, source.head)
         _require_equal(model, saved)
         del model
-        figures = source.reference.compare(_engine(saved, source), "merged", source.progress)
+        figures = source.reference.compare(source.engine(saved), "merged", source.progress)
         if dtype == "float32":
             figures.require_same("merged")
         entry |= {
@@ -69,14 +69,26 @@ def export(source: ExportSource, out: Path, options: Options) -> dict[str, Any]:
 
 
 def merge(source: ExportSource) -> PreTrainedModel:
-    """The float32 model with the adapter's weights inside its own; the base itself when there is no adapter."""
+    """The float32 model with the adapter's weights inside its own; without an adapter the trained model, or the base itself."""
     if source.adapter is None:
-        return load_model(source.base_folder)
+        return source.trained() if source.trained else source.load_base()
     try:
         model: PreTrainedModel = source.load_by_peft().merge_and_unload(safe_merge=True)
     except ValueError as e:  # safe_merge: not finite
         raise RunError(f"{source.adapter}: cannot be merged ({e}); the adapter is damaged, or training diverged") from None
+    _unwrap_heads(model)
     return model.eval()
+
+
+def _unwrap_heads(model: PreTrainedModel) -> None:
+    """Put a head that was trained whole in its place where PEFT has not: its layer-norm tuning unloads its own layers only (peft 0.21)."""
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            parent, _, leaf = name.rpartition(".")
+            new = module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+            setattr(model.get_submodule(parent), leaf, new)
 
 
 def save(model: PreTrainedModel, source: ExportSource, folder: Path, dtype: str) -> None:
@@ -86,12 +98,16 @@ def save(model: PreTrainedModel, source: ExportSource, folder: Path, dtype: str)
 
     model.to(getattr(torch, dtype))
     model.config.dtype = getattr(torch, dtype)
-    # What the base brought is written below as it came; transformers refuses to write some settings that hubs hold.
-    model.generation_config = GenerationConfig(eos_token_id=list(source.stop_ids))
+    if not source.head:
+        # What the base brought is written below as it came; transformers refuses to write some settings that hubs hold.
+        model.generation_config = GenerationConfig(eos_token_id=list(source.stop_ids))
     with quiet_transformers():
         model.save_pretrained(folder)
-    write_generation_config(source.base_folder, folder, source.stop_ids)
     copy_tokenizer(source.base_folder, folder)
+    if source.head:
+        state_padding(folder, model.config.get_text_config().pad_token_id)
+    else:
+        write_generation_config(source.base_folder, folder, source.stop_ids)
 
 
 def stored_type(folder: Path) -> str:
@@ -111,16 +127,10 @@ def stored_type(folder: Path) -> str:
     return _TYPES[counts.most_common(1)[0][0]]
 
 
-def _engine(model: PreTrainedModel, source: ExportSource) -> TorchEngine:
-    return TorchEngine(model, load_tokenizer(source.base_folder), source.stop_ids)
-
-
-def _load_as_saved(folder: Path) -> Any:
-    """As a user loads it: transformers' own defaults."""
-    from transformers import AutoModelForCausalLM
-
+def _load_as_saved(folder: Path, head: Head | None) -> Any:
+    """As a user loads it: transformers' own class and defaults."""
     with quiet_transformers():
-        return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+        return automatic_class(head).from_pretrained(folder, local_files_only=True).eval()
 
 
 def _require_equal(model: PreTrainedModel, saved: PreTrainedModel) -> None:

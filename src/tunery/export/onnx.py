@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from tunery.errors import MissingExtraError, RunError
+from tunery.errors import InputError, MissingExtraError, RunError
 from tunery.export.folder import export_folder, write_proof
+from tunery.export.head_onnx import export_head
 from tunery.export.merged import merge, save
 from tunery.export.probes import genai_reproduces, verify_probes
 from tunery.export.proof import folder_size, prove_held_out
@@ -37,7 +38,7 @@ BUILDER_OPTIONS: dict[str, tuple[str, ...]] = {
     # KL 0.214 against 0.505, greedy_match 0.77 against 0.64, for 117 MB against 90; the much slower k_quant gains nothing more (0.214).
     "int4": ("algo_config=rtn", "is_symmetric=false", "matmul_mixed_precision=last_matmul:int8,mixed_layers:int8"),
 }
-NEEDED = ("onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai")
+NEEDED = ("onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai", "onnxscript")
 
 
 class Options(_Options):
@@ -46,16 +47,28 @@ class Options(_Options):
     precision: Literal["fp32", "int8", "int4"] = "fp32"
 
 
-def require() -> None:
+def require(options: Options | None = None) -> None:
     """Raise MissingExtraError unless ONNX Runtime and its builder are installed."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(f"an ONNX export needs {' and '.join(missing)}, not installed; install with: pip install 'tunery[onnx]'")
 
 
+def check_form(form: str, options: Options) -> None:
+    """Raise InputError when a task of this form has no ONNX export with these options."""
+    if form in ("sequence", "token") and options.precision != "fp32":
+        raise InputError(
+            f"export: a model with a head is exported to ONNX in fp32, not in {options.precision}: onnxruntime-genai's builder, which makes "
+            "the smaller weights, knows generation alone; write `export: [onnx]`"
+        )
+
+
 def export(source: ExportSource, out: Path, options: Options) -> dict[str, Any]:
     """Merge, build, and prove what ONNX Runtime computes with the folder. See `Exporter.export`."""
     require()
+    if source.head:
+        check_form(source.head.kind, options)
+        return export_head(source, out)
     who = f"onnx {options.precision}"
     with export_folder(out, source) as folder:
         started = source.start()
@@ -73,7 +86,7 @@ def export(source: ExportSource, out: Path, options: Options) -> dict[str, Any]:
 
 def _float32_folder(source: ExportSource, work: Path, who: str, prove: bool) -> Path:
     """What the builder reads. `prove`: a quantised model's own figures cannot tell rounding from a wrong merge, so the merge is proven."""
-    if source.adapter is None:
+    if source.adapter is None and source.trained is None:
         return source.base_folder
     model = merge(source)
     if prove:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from tunery.data.rows import Row
@@ -48,12 +48,18 @@ def proof_prompts(renderer: Renderer, context: int, own: Iterable[list[int]] = (
             found.setdefault(tuple(ids[-longest:]))
         if len(found) == COUNT:
             break
+    for question in questions():
+        if len(found) == COUNT:
+            break
+        found.setdefault(tuple(prompt_ids(renderer, question)[-longest:]))
+    return [list(ids) for ids in found]
+
+
+def questions() -> Iterator[str]:
+    """50 different questions."""
     for subject in _SUBJECTS:
         for ask in _ASKS:
-            if len(found) == COUNT:
-                return [list(ids) for ids in found]
-            found.setdefault(tuple(prompt_ids(renderer, ask.format(subject))[-longest:]))
-    return [list(ids) for ids in found]
+            yield ask.format(subject)
 
 
 def prompt_ids(renderer: Renderer, text: str) -> list[int]:

@@ -48,6 +48,15 @@ def open_engine(name: str, engine: str, say: Callable[[str], Any] | None = None)
     return TorchEngine(model, tokenizer, Renderer(tokenizer).stop_ids)
 
 
+def words_renderer(name: str, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """How a run asks for a label in words (`asked(text)` gives the ids), or None for what is not such a run."""
+    if not (Path(name) / "recipe.yaml").is_file():
+        return None
+    task, options = tasks.of(Run.open(name).recipe().task)
+    renderer = task.renderer(tokenizer, options)
+    return renderer if hasattr(renderer, "asked") else None
+
+
 def load_run(
     run: Run, with_adapter: bool = True, dtype: str | None = None, progress: Callable[[str], Any] | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -56,11 +65,15 @@ def load_run(
     if with_adapter and not run.learned.is_dir():
         raise InputError(f"{run.path}: this run has not finished training; go on with `tunery resume {run.path}`")
     folder = local_folder(recipe.model, progress)
-    precision = dtype or {"bf16": "bfloat16", "fp32": "float32"}[recipe.train.precision]
+    own = {"bf16": "bfloat16", "fp32": "float32"}[recipe.train.precision]
+    precision = dtype or own
     model = load_base(recipe, folder, precision)
     if with_adapter:
         method = methods.get(recipe.method.name)
-        model = method.attach(model, method.Options.model_validate(recipe.method.options), recipe.train.seed)
+        options = method.Options.model_validate(recipe.method.options)
+        options = method.for_use(options) if hasattr(method, "for_use") else options
+        rounded = {"quantise_from": own} if getattr(method, "QUANTISES", False) else {}
+        model = method.attach(model, options, recipe.train.seed, **rounded)
         method.load(model, run.learned)
         if method.TRAINS_BASE:
             import torch

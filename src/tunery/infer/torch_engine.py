@@ -30,7 +30,8 @@ class TorchEngine:
     ) -> None:
         self.model, self.tokenizer, self.stop_ids = model, tokenizer, tuple(stop_ids)
         text_config: Any = model.config.get_text_config()
-        self.context = context or int(text_config.max_position_embeddings)
+        # A method's virtual tokens (prompt tuning and its like) stand before every row.
+        self.context = context or int(text_config.max_position_embeddings) - getattr(model, "virtual_tokens", 0)
 
     def generate(self, prompts: list[list[int]], sampling: Sampling, on_progress: OnProgress | None = None) -> list[list[int]]:
         """See `Engine.generate`. Prompts of similar length are computed together, padded on the left with a mask."""

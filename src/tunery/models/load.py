@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunery.errors import InputError
-from tunery.models.heads import Head, head_modules
+from tunery.models.heads import CLASSES, Head, check_own_head, new_layers
 from tunery.models.source import check_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 DTYPES = ("float32", "bfloat16")
-NEW_LAYERS = ("bert.pooler",)
-"""Layers between a base model and its head that many folders lack."""
 
 
 def load_model(
@@ -31,8 +29,8 @@ def load_model(
     """The causal language model in `folder`, or the same layers under a task's `head`; every parameter has `requires_grad=False`.
 
     `attention` is transformers' `attn_implementation`. A head that the folder does not hold begins with random values that depend on
-    `seed` alone. Raises InputError when the folder, its architecture, the device or
-    the weights cannot be used.
+    `seed` alone; `model.new_layers` names all layers that did. Under a head, padding is what the tokenizer pads with. Raises InputError
+    when the folder, its architecture, the device or the weights cannot be used.
     """
     folder = Path(folder)
     check_folder(folder)
@@ -41,14 +39,10 @@ def load_model(
 
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-    kinds: dict[str | None, Any] = {"sequence": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification}
-    automatic = kinds[head.kind] if head else AutoModelForCausalLM
-    labels: dict[str, Any] = {}
+    automatic = automatic_class(head)
     if head:
-        numbers = {label: n for n, label in enumerate(head.labels)}
-        labels = {"id2label": {n: label for label, n in numbers.items()}, "label2id": numbers, "num_labels": len(numbers)}
+        check_own_head(folder, head)
     if device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
         raise InputError(f"the device {device} is not there: torch {torch.__version__} sees no GPU; use cpu, or see `tunery doctor`")
     try:
@@ -56,7 +50,7 @@ def load_model(
             torch.manual_seed(seed)
             model, report = automatic.from_pretrained(
                 folder,
-                **labels,
+                **(head.config() if head else {}),
                 dtype=getattr(torch, dtype),
                 attn_implementation=attention,
                 use_safetensors=True,
@@ -70,15 +64,40 @@ def load_model(
         raise InputError(
             f"{folder}: transformers cannot load this model ({_first_line(e)}); check the folder, or choose another model"
         ) from None
-    own = head_modules(model) if head else []
-    # What transformers throws away in silence elsewhere: a pooling layer, and the head itself, may be new; nothing else may.
-    missing = sorted(k for k in report["missing_keys"] if not k.startswith(tuple(f"{name}." for name in [*own, *NEW_LAYERS])))
+    # transformers fills in what is missing with random values, in silence: a head and what lies before it may be new, nothing else may.
+    new, missing = new_layers(report["missing_keys"]) if head else ((), sorted(report["missing_keys"]))
     if missing:
         raise InputError(
             f"{folder}: the weights lack {len(missing)} tensors of the architecture ({missing[0]} first); download the model again"
         )
+    model.new_layers = new
+    if head:
+        _set_padding(model, folder)
+        model.config.get_text_config().use_cache = False  # keys and values serve generation alone
     model.requires_grad_(False)
     return model.eval().to(device)
+
+
+def automatic_class(head: Head | None) -> Any:
+    """transformers' own class that finds the model class for a folder: of a causal language model, or with a head."""
+    import transformers
+
+    return getattr(transformers, f"AutoModel{CLASSES[head.kind] if head else 'ForCausalLM'}")
+
+
+def _set_padding(model: Any, folder: Path) -> None:
+    """The token to pad with into the configuration: a decoder's class finds the end of each text by it. The tokenizer decides.
+
+    Without one of its own it is the end token, as is usual.
+    """
+    tokenizer = load_tokenizer(folder)
+    own = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if own is None and model.config.get_text_config().pad_token_id is None:
+        raise InputError(
+            f"{folder}: the tokenizer has neither a pad token nor an end token, so texts cannot share a batch; set `pad_token`"
+        )
+    if own is not None:
+        model.config.pad_token_id = model.config.get_text_config().pad_token_id = own
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
