@@ -188,7 +188,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "tool without a name": ({**CHAT, "tools": [{"type": "function"}]}, "tool 1 is not"),
     "missing column": (
         {"mesages": []},
-        "missing column: the row has `mesages`; it needs `messages`, `prompt` and `completion`, or `text`; rename `mesages` to `messages`?",
+        "missing column: the row has `mesages`; it needs `messages`, `prompt` and `completion`, `tokens` and `tags`, or `text`; rename `mesages` to `messages`?",
     ),
     "another tool's column": ({"question": "a", "response": "b"}, "rename `question` to `prompt`?"),
     "missing completion": (

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tunery.data.content import conversation, question_and_answer
 from tunery.data.near_duplicates import near_duplicates as find_near_duplicates
+from tunery.data.pairs import longer_preferred
 from tunery.data.render import Renderer
 from tunery.data.rows import Row, read_rows
 from tunery.data.split import repeat, split
@@ -55,11 +56,15 @@ class Prepared:
     base: Path | None
     train_parts: list[Part]
 
+    def training_rows(self) -> Iterator[Row]:
+        """The training rows themselves, each once, one after the other."""
+        for source, file, rows in self.train_parts:
+            yield from _read_again(source, file, rows, self.base)
+
     def training_texts(self) -> Iterator[str]:
         """What the training rows say, one after the other: the text of all messages of a row."""
-        for source, file, rows in self.train_parts:
-            for row in _read_again(source, file, rows, self.base):
-                yield "\n".join(m["content"] for m in conversation(row))
+        for row in self.training_rows():
+            yield "\n".join(m["content"] for m in conversation(row))
 
     def samples(self, count: int, seed: int = 0) -> list[Sample]:
         """A few training rows, chosen by the seed."""
@@ -72,6 +77,9 @@ class Prepared:
         import numpy as np
 
         sequence = self.train[n]
+        own = getattr(self.renderer, "stretches", None)
+        if own is not None:
+            return Sample(*self.train.where(int(self.train.rows[n])), own(sequence))
         borders = [0, *(np.flatnonzero(np.diff(sequence.weights)) + 1).tolist(), len(sequence.tokens)]
         decode = self.renderer.tokenizer.backend_tokenizer.decode
         stretches = [
@@ -143,7 +151,7 @@ def prepare(
     if not len(train) and not problems.count:
         raise DataError(sources[0].path, None, "no row is left to train on; add rows, or set less aside")
 
-    stats = _stats(parts, views, near_duplicates, base, progress)
+    stats = _stats(parts, views, near_duplicates, base, progress, getattr(renderer, "labels", ()))
     for name in ("valid", "test"):
         if any(len(rows) for _, _, rows in parts.get(name, [])) and not len(views[name]) and not problems.count:
             mend = f"every {name} row is cut before its answer; raise train.max_length (now {max_length})"
@@ -152,7 +160,7 @@ def prepare(
     if "test" in views:
         long = {views["test"].where(n) for n in views["test"].long_rows.tolist()}
         for row in test:
-            if (row.source, row.line) in long and row.kind != "text" and (size := len(renderer.prompt(row).ids)) >= context:
+            if (row.source, row.line) in long and row.kind in ("chat", "completion") and (size := len(renderer.prompt(row).ids)) >= context:
                 problems.add(
                     DataError(
                         row.source,
@@ -193,15 +201,15 @@ def _deal(
     import numpy as np
 
     fractions = {name: value for name, value in (("test", data.test), ("valid", data.valid)) if isinstance(value, float)}
-    hashes = np.concatenate([f.hashes for _, f in train_files]) if train_files else np.zeros(0, np.uint64)
+    groups = np.concatenate([f.groups for _, f in train_files]) if train_files else np.zeros(0, np.uint64)
     if sum(fractions.values()) >= 1:
         problems.add(
             DataError(train_files[0][1].name if train_files else "data", None, "valid and test together take all rows; lower their shares")
         )
         fractions = {}
-    sides = split(hashes, fractions, seed)
+    sides = split(groups, fractions, seed)
     for name in fractions:
-        if train_files and len(hashes) and not sides[name].any():
+        if train_files and len(groups) and not sides[name].any():
             problems.add(
                 DataError(
                     train_files[0][1].name,
@@ -213,7 +221,7 @@ def _deal(
     for name in sides:
         parts.setdefault(name, [])
     for source, file in train_files:
-        here = slice(at, at := at + len(file.hashes))
+        here = slice(at, at := at + len(file.groups))
         for name, side in sides.items():
             parts[name].append((source.path, file, np.flatnonzero(side[here])))
 
@@ -257,7 +265,12 @@ def _check_lengths(name: str, view: Tokenised, allowed: float, max_length: int, 
 
 
 def _stats(
-    parts: dict[str, list[Part]], views: dict[str, Tokenised], near: bool, base: Path | None, progress: Progress | None
+    parts: dict[str, list[Part]],
+    views: dict[str, Tokenised],
+    near: bool,
+    base: Path | None,
+    progress: Progress | None,
+    labels: tuple[str, ...],
 ) -> DataStats:
     import numpy as np
 
@@ -280,6 +293,8 @@ def _stats(
         shared={f"{a}/{b}": int(np.isin(hashes[b], hashes[a]).sum()) for a, b in pairs},
         sources={f.name: f.sha256 for side in parts.values() for _, f, _ in side},
         near_duplicates=_near(parts, base, progress) if near else None,
+        labels={name: dict(zip(labels, view.marked(len(labels)).tolist(), strict=True)) for name, view in views.items() if view.is_marked},
+        longer_preferred=longer_preferred(view[n] for n in range(len(view))) if (view := views["train"]).is_paired else None,
     )
 
 

@@ -45,9 +45,18 @@ class Sequence:
     weights: np.ndarray
     marks: np.ndarray | None = None
 
-    def cut(self, length: int) -> Sequence:
-        """The first `length` tokens."""
-        return Sequence(self.tokens[:length], self.weights[:length], None if self.marks is None else self.marks[:length])
+    def cut(self, length: int, tail: int = 0) -> Sequence:
+        """At most `length` tokens: the first ones, and of a longer sequence the last `tail` of them are its own last ones."""
+        if len(self.tokens) <= length:
+            return self
+        parts = slice(None, length - tail), slice(len(self.tokens) - tail, None)
+
+        def short(array: np.ndarray) -> np.ndarray:
+            import numpy as np
+
+            return np.concatenate([array[part] for part in parts])
+
+        return Sequence(short(self.tokens), short(self.weights), None if self.marks is None else short(self.marks))
 
 
 @dataclass(frozen=True)
@@ -176,6 +185,8 @@ class Renderer:
                 return self.template.render(Row("chat", {"messages": conversation(row), "weights": [0.0, 1.0]}, row.source, row.line))
             prompt, text = row.value["prompt"], row.value["prompt"] + row.value["completion"]
             return [Rendered(text, (Turn(len(prompt), len(text), len(text), 1.0),), bos=True, eos=True)]
+        if row.kind != "text":
+            raise DataError(row.source, row.line, f"the recipe's task does not take {row.kind} rows; change the task or the data")
         text = row.value["text"]
         return [Rendered(text, (Turn(0, len(text), len(text), 1.0),), bos=True, eos=self.tokenizer.eos_token_id is not None)]
 

@@ -3,6 +3,7 @@
     read_rows("train.jsonl")            JSON lines, or a .json file with one array
     read_rows("train.csv")              CSV and TSV with a header line
     read_rows("train.parquet")          Parquet
+    read_rows("train.conll")            CoNLL, one token and its tag a line (.txt too)
     read_rows("org/name:split")         a hub data set, streamed (extra `hub-data`)
 
 A file is never read whole. Every refusal is a DataError that begins `FILE:LINE:`; without `on_problem` the first is
@@ -18,12 +19,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tunery.data import hub
+from tunery.data.conll_rows import read_conll
 from tunery.data.json_rows import read_json
 from tunery.data.table_rows import read_csv, read_parquet
 from tunery.data.validate import RowProblem, validate
 from tunery.errors import DataError
 
-FORMS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+FORMS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".conll", ".txt")
 
 Problem = Callable[[DataError], None]
 
@@ -37,6 +39,9 @@ class Row:
                   the form that chat templates take (tool-call arguments are mappings), weights are 0 but for assistants
       completion  {"prompt": str, "completion": str}
       text        {"text": str}
+      label       {"text": str, "label": str, "weight": float}
+      tags        {"tokens": [str, ...], "tags": [str, ...], "weight": float}
+      preference  {"messages", "chosen", "rejected", "weights", "tools"}, or of text {"prompt", "chosen", "rejected"}; see `preference.pair`
     `source` is the file's path or the data set's id; `line` is the physical line where the row begins (JSON, CSV), or the
     row's number from 1 (Parquet, hub).
     """
@@ -115,7 +120,8 @@ def _open(source: str, base: Path | None, problem: Problem) -> tuple[Iterator[tu
     if path is None:
         return hub.read(source, problem), source
     reader: Callable[[Path, Problem], Iterator[tuple[int, Mapping[str, Any]]]]
-    reader = {".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}.get(path.suffix.lower(), read_json)
+    readers = {".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet, ".conll": read_conll, ".txt": read_conll}
+    reader = readers.get(path.suffix.lower(), read_json)
     return reader(path, problem), str(path)
 
 

@@ -65,6 +65,10 @@ class DataStats:
     shared: dict[str, int] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     near_duplicates: NearDuplicates | None = None
+    labels: dict[str, dict[str, int]] = field(default_factory=dict)
+    """For a task with a head: on each side, how many rows (of tagged words: words) have each label."""
+    longer_preferred: float | None = None
+    """Of preference pairs: the share of training pairs whose preferred answer has more tokens than the other, ties counting half."""
 
     def report(self) -> dict[str, int]:
         """The `data` object of report.json."""
@@ -74,6 +78,16 @@ class DataStats:
     def as_json(self) -> dict[str, Any]:
         """Everything, as plain values."""
         return asdict(self)
+
+
+FEW = 10
+"""Rows (or words) of a label below which hardly anything can be learned of it, or said about it."""
+
+
+def rare_labels(stats: DataStats) -> dict[str, int]:
+    """The labels that are in fewer than `FEW` training rows, the rarest first."""
+    counts = stats.labels.get("train", {})
+    return {label: count for label, count in sorted(counts.items(), key=lambda item: (item[1], item[0])) if count < FEW}
 
 
 def split_stats(view: Tokenised, hashes: np.ndarray) -> SplitStats:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunery.data import other_forms
+from tunery.data import labelled, other_forms
 from tunery.data.json_rows import LONGEST_LINE, form, parse, text_lines
 from tunery.data.validate import NEEDED, ROW_KEYS
 from tunery.errors import DataError
 
-_JSON_COLUMNS = ("messages", "tools", "functions", *other_forms.JSON_KEYS)
+_JSON_COLUMNS = ("messages", "tools", "functions", *labelled.JSON_KEYS, *other_forms.JSON_KEYS)
 
 
 def read_csv(path: Path, problem: Callable[[DataError], None]) -> Iterator[tuple[int, Mapping[str, Any]]]:

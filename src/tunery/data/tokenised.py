@@ -12,8 +12,9 @@ another length, split or seed needs no second tokenising.
     sums.npy      (S, 2) float64  the sum of its weights, and how many are above 0
     lines.npy     (R,) int64      each row's line
     hashes.npy    (R,) uint64     each row's `content_hash`
+    groups.npy    (R,) uint64     each row's `group_hash`
     places.npy    (R,) int64      each row's place among the rows that `read_rows` gives
-    about.json    kind of the rows, problems
+    about.json    kind of the rows, problems, how many tokens end every sequence and are kept when it is cut
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunery.data import hub
-from tunery.data.content import content_hash
+from tunery.data import hub, pairs
+from tunery.data.content import LABELLED, content_hash, group_hash
 from tunery.data.render import Renderer, Sequence
 from tunery.data.rows import Row, read_rows, resolve
 from tunery.errors import DataError
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 Progress = Callable[[float, float | None, str], None]
 """Told what is done, of how much when that is known, and in words what it is."""
 
-FORMAT = 2
+FORMAT = 4
 KEPT_PROBLEMS = 1000
 BATCH = 1024
 
@@ -50,10 +51,11 @@ class TokenisedFile:
         import numpy as np
 
         self.name, self.sha256 = name, sha256
-        for array in ("tokens", "weights", "marks", "offsets", "rows", "sums", "lines", "hashes", "places"):
+        for array in ("tokens", "weights", "marks", "offsets", "rows", "sums", "lines", "hashes", "groups", "places"):
             setattr(self, array, np.load(folder / f"{array}.npy", mmap_mode="r", allow_pickle=False))
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         self.kind: str | None = about["kind"]
+        self.tail: int = about["tail"]
         self.problem_count: int = about["problem_count"]
         self.problems = [DataError(name, line, message) for line, message in about["problems"]]
 
@@ -65,6 +67,7 @@ class TokenisedFile:
     sums: np.ndarray
     lines: np.ndarray
     hashes: np.ndarray
+    groups: np.ndarray
     places: np.ndarray
 
 
@@ -107,6 +110,7 @@ def _build(
     offsets, owner, sums = [0], [], []
     row_lines: list[int] = []
     hashes: list[int] = []
+    groups: list[int] = []
     places: list[int] = []
     fractional = False
     with (
@@ -135,6 +139,7 @@ def _build(
                     sums.append((float(sequence.weights.sum(dtype=np.float64)), float(learned.sum())))
                 row_lines.append(row.line)
                 hashes.append(content_hash(row))
+                groups.append(group_hash(row))
                 places.append(place)
             if progress:
                 progress(min(batch[-1].line, lines) if lines else counts["places"], lines, f"tokenise {Path(name).name}")
@@ -152,9 +157,10 @@ def _build(
     np.save(target / "sums.npy", np.array(sums, dtype=np.float64).reshape(-1, 2))
     np.save(target / "lines.npy", np.array(row_lines, dtype=np.int64))
     np.save(target / "hashes.npy", np.array(hashes, dtype=np.uint64))
+    np.save(target / "groups.npy", np.array(groups, dtype=np.uint64))
     np.save(target / "places.npy", np.array(places, dtype=np.int64))
     problems.sort(key=lambda e: e.line or 0)  # a row's form is judged before the rows ahead of it in the batch are rendered
-    about = {"kind": kind, "problem_count": counts["problems"], "problems": [(e.line, e.message) for e in problems]}
+    about = {"kind": kind, "tail": getattr(renderer, "tail", 0), "problem_count": counts["problems"], "problems": [(e.line, e.message) for e in problems]}
     (target / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
 
@@ -217,6 +223,8 @@ class Tokenised:
     A chat or completion longer than `max_length` is cut at the right; its row is in `long_rows`, and `truncated` counts
     it. When nothing learned is left of a row it is gone, and `dropped` counts it too. Plain text is never cut: it is
     divided into pieces that overlap by one token, so that every token is predicted once, and no row is lost.
+    A row for a classifier keeps what the tokenizer puts at the end of every text. Of a preference pair each side is cut at `max_length`; without something learned on both sides, or without a difference between
+    them, it is gone. Its length is that of both sides together.
     """
 
     def __init__(self, parts: list[tuple[TokenisedFile, np.ndarray]], max_length: int) -> None:
@@ -229,7 +237,7 @@ class Tokenised:
         columns = [_cut(n, f, np.asarray(chosen, dtype=np.int64), max_length) for n, (f, chosen) in enumerate(parts)]
         merged = np.concatenate(columns) if columns else _no_columns()
         self._file, self._begin, self._end = (merged[:, k].astype(np.int64) for k in range(3))
-        self.lengths = self._end - self._begin
+        self.lengths = merged[:, 8].astype(np.int64)
         self.rows = merged[:, 3].astype(np.int64) + self._base[self._file] if len(merged) else merged[:, 3].astype(np.int64)
         self.supervised = merged[:, 4]
         self.learned = merged[:, 5].astype(np.int64)
@@ -255,9 +263,36 @@ class Tokenised:
         weights = np.array(file.weights[begin:end], dtype=np.float32)
         tokens = np.array(file.tokens[begin:end], dtype=np.int32)
         if len(file.marks):
-            return Sequence(tokens, weights, np.array(file.marks[begin:end], dtype=np.int32))
+            found = Sequence(tokens, weights, np.array(file.marks[begin:end], dtype=np.int32))
+            return pairs.cut(found, self.max_length) if file.kind == "preference" else found.cut(self.max_length, file.tail)
         weights[:1] = 0
         return Sequence(tokens, weights)
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether the sequences are preference pairs."""
+        return any(file.kind == "preference" for file in self.files)
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether the marks are the classes of a head."""
+        return any(file.kind in LABELLED and len(file.marks) for file in self.files)
+
+    def marked(self, classes: int) -> np.ndarray:
+        """(classes,) int64: how often each class is marked, in rows as often as they are shown and before any cut."""
+        import numpy as np
+
+        counts = np.zeros(classes)
+        for n, file in enumerate(self.files):
+            if not len(file.marks):
+                continue
+            here = self._file == n
+            times = np.zeros(len(file.marks) + 1)
+            np.add.at(times, self._begin[here], 1)
+            np.add.at(times, self._end[here], -1)
+            chosen = file.marks >= 0
+            counts += np.bincount(file.marks[chosen], weights=times.cumsum()[:-1][chosen], minlength=classes)
+        return counts.astype(np.int64)
 
     def where(self, row: int) -> tuple[str, int]:
         """(source, line) of a row number."""
@@ -272,7 +307,10 @@ class Tokenised:
 
 
 def _cut(number: int, file: TokenisedFile, chosen: np.ndarray, max_length: int) -> np.ndarray:
-    """(N, 8) float64: file, begin, end, row, sum of weights, learned tokens, was cut, whole length. Whole numbers below 2**53 are exact."""
+    """(N, 9) float64: file, begin, end, row, sum of weights, learned tokens, was cut, whole length, length after the cut.
+
+    Whole numbers below 2**53 are exact.
+    """
     import numpy as np
 
     if not len(chosen):
@@ -283,10 +321,20 @@ def _cut(number: int, file: TokenisedFile, chosen: np.ndarray, max_length: int) 
     within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
     sequences = np.repeat(first, count) + within
     begin, end = file.offsets[sequences], file.offsets[sequences + 1]
+    size = end - begin
+    owner = np.repeat(chosen, count)
     table = np.column_stack(
-        [np.full(len(sequences), number), begin, end, np.repeat(chosen, count), file.sums[sequences], np.zeros(len(sequences)), end - begin]
+        [np.full(len(sequences), number), begin, end, owner, file.sums[sequences], np.zeros(len(sequences)), size, size]
     ).astype(np.float64)
-    long = np.flatnonzero(end - begin > max_length)
+    if file.kind == "preference":
+        return _cut_pairs(table, file, sequences, max_length)
+    long = np.flatnonzero(size > max_length)
+    if file.kind in LABELLED:
+        for i in long.tolist():
+            whole = slice(begin[i], end[i])
+            kept = Sequence(file.tokens[whole], np.asarray(file.weights[whole], np.float32)).cut(max_length, file.tail).weights
+            table[i, 4:] = (kept.sum(dtype=np.float64), (kept > 0).sum(), 1, size[i], len(kept))
+        return table
     if not len(long):
         return table
     pieces: list[np.ndarray] = []
@@ -301,13 +349,28 @@ def _cut(number: int, file: TokenisedFile, chosen: np.ndarray, max_length: int) 
             weights = np.asarray(file.weights[s + 1 : stop])
             total = float(weights.sum(dtype=np.float64))
             pieces.append(
-                np.array([[number, s, stop, table[i, 3], total, (weights > 0).sum(), file.kind != "text", e - b]], dtype=np.float64)
+                np.array([[number, s, stop, table[i, 3], total, (weights > 0).sum(), file.kind != "text", e - b, stop - s]], dtype=np.float64)
             )
     pieces.append(table[at:])
     return np.concatenate(pieces)
 
 
+def _cut_pairs(table: np.ndarray, file: TokenisedFile, sequences: np.ndarray, max_length: int) -> np.ndarray:
+    """The table of `_cut` with the columns after the row's changed for pairs with a side longer than `max_length`."""
+    import numpy as np
+
+    second = np.flatnonzero(np.diff(file.marks) == 1)[sequences] + 1  # where each pair's second side begins
+    longest = np.maximum(second - table[:, 1], table[:, 2] - second)
+    table[:, 7] = longest
+    for i in np.flatnonzero(longest > max_length).tolist():
+        at = slice(int(table[i, 1]), int(table[i, 2]))
+        found = pairs.cut(Sequence(file.tokens[at], np.asarray(file.weights[at], np.float32), file.marks[at]), max_length)
+        learned = (found.weights > 0).sum() if pairs.usable(found) else 0
+        table[i, 4:] = (found.weights.sum(dtype=np.float64), learned, 1, longest[i], len(found.tokens))
+    return table
+
+
 def _no_columns() -> np.ndarray:
     import numpy as np
 
-    return np.zeros((0, 8))
+    return np.zeros((0, 9))

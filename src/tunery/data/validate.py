@@ -6,16 +6,16 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from tunery.data import other_forms
+from tunery.data import labelled, other_forms, preference
 from tunery.data.messages import RowProblem, chat, encodable
 
 __all__ = ["NEEDED", "ROW_KEYS", "RowProblem", "validate"]
 
-ROW_KEYS = frozenset({"messages", "tools", "functions", "prompt", "completion", "text"}) | other_forms.KEYS
+ROW_KEYS = frozenset({"messages", "tools", "functions", "prompt", "completion"}) | labelled.KEYS | other_forms.KEYS | preference.KEYS
 """The keys that make a row; any other key is ignored (a data set may carry ids, sources, dates)."""
 
-_NEEDED = {"messages", "prompt", "completion", "text"}
-NEEDED = "it needs `messages`, `prompt` and `completion`, or `text`"
+_NEEDED = {"messages", "prompt", "completion", "text", "tokens", "tags"}
+NEEDED = "it needs `messages`, `prompt` and `completion`, `tokens` and `tags`, or `text`"
 
 _MEANT = {
     "conversations": "messages",
@@ -31,6 +31,7 @@ _MEANT = {
     "target": "completion",
     "content": "text",
     "document": "text",
+    **labelled.MEANT,
 }
 """What other tools call the same thing."""
 
@@ -38,24 +39,33 @@ _MEANT = {
 def validate(raw: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """(kind, value) of a row, as `Row` describes them. Raises RowProblem.
 
-    `messages` comes before `prompt` and `completion`, these before `text`; a null value counts as absent.
+    `messages` comes before `prompt` and `completion`, these before `tokens` and `tags`, these before `text` and `label`, and `text` alone
+    comes last; a null value counts as absent.
     Alpaca and ShareGPT rows come before `text`, which data sets of theirs often hold as well, rendered.
     """
     raw = other_forms.as_openai(raw)
+    if preference.is_pair(raw):  # before `messages`, where many such data sets repeat the preferred side
+        return "preference", preference.pair(raw)
     has = {key for key in ROW_KEYS if raw.get(key) is not None}
     if "messages" in has:
         return "chat", chat(raw["messages"], raw.get("tools"), raw.get("functions"))
     if {"prompt", "completion"} <= has:
         return _completion(raw)
+    if {"tokens", "tags"} <= has:
+        return "tags", labelled.tagged_words(raw)
+    if {"text", "label"} <= has:
+        return "label", labelled.labelled_text(raw)
     if "text" in has:
         text = _text(raw["text"], "text")
         if not text.strip():
             raise RowProblem("`text` is empty; write some text or remove the row")
         return "text", {"text": text}
-    if "prompt" in has or "completion" in has:
-        here, missing = ("prompt", "completion") if "prompt" in has else ("completion", "prompt")
+    for pair in (("prompt", "completion"), ("tokens", "tags"), ("label", "text")):
+        if not has.intersection(pair):
+            continue
+        here, missing = pair if pair[0] in has else pair[::-1]
         raise RowProblem(f"missing column `{missing}`: a row with `{here}` needs both{_hint(raw, {missing})}")
-    null = [key for key in ("messages", "prompt", "completion", "text") if key in raw]
+    null = [key for key in ("messages", "prompt", "completion", "text", "tokens", "tags", "label") if key in raw]
     if null:
         raise RowProblem(f"`{null[0]}` is null; give it a value or remove the row")
     names = ", ".join(f"`{str(k)[:40]}`" for k in list(raw)[:8]) or "no keys"

@@ -9,7 +9,8 @@ from tunery.data.rows import read_rows
 from tunery.errors import InputError
 from tunery.evaluate import compare, predictions
 from tunery.infer.open_engine import load_run
-from tunery.infer.torch_engine import TorchEngine
+from tunery.models.load import context_length
+from tunery.models.source import local_folder
 from tunery.progress import Progress
 from tunery.run import Run
 from tunery.tasks import of
@@ -34,14 +35,14 @@ def evaluate_again(path: Path, data: Path | None, base: bool, progress: Progress
     assert recipe.train.max_length is not None
     lines = predictions.predict(
         model,
-        TorchEngine(model, tokenizer, renderer.stop_ids),
         renderer,
         task,
         rows,
         recipe.train.max_length,
+        context_length(local_folder(recipe.model)),
         recipe.evaluate.max_new_tokens,
         progress,
         "again",
     )
-    names = compare.chosen_metrics(recipe.evaluate.metrics, lines)
-    return {"rows": len(lines), "metrics": compare.measure(names, lines), "predictions": lines}
+    names = compare.chosen_metrics(recipe.evaluate.metrics, lines, getattr(task, "METRICS", ()))
+    return {"rows": len(lines), "metrics": compare.measure(names, lines, compare.known_labels(task, options)), "predictions": lines}

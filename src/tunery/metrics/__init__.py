@@ -23,15 +23,16 @@ from tunery.metrics.base import Metric, TextMetric, normalise
 from tunery.metrics.bootstrap import Difference, Interval, interval, paired
 from tunery.metrics.labels import find_labels
 from tunery.metrics.likelihood import LikelihoodMetric
+from tunery.metrics.preference import PairMetric
 
 __all__ = [
-    "Difference", "Interval", "LikelihoodMetric", "Metric", "TextMetric", "choose", "find_labels", "get", "interval", "names", "normalise",
+    "Difference", "Interval", "LikelihoodMetric", "Metric", "PairMetric", "TextMetric", "choose", "find_labels", "get", "interval", "names", "normalise",
     "paired",
 ]  # fmt: skip
 
 
 @cache
-def _known() -> dict[str, type[TextMetric] | type[LikelihoodMetric]]:
+def _known() -> dict[str, type[TextMetric] | type[LikelihoodMetric] | type[PairMetric]]:
     modules = (importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__))
     return {metric.name: metric for module in modules for metric in getattr(module, "METRICS", ())}
 
@@ -41,8 +42,8 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_known()))
 
 
-def get(name: str, labels: Sequence[str] | None = None) -> TextMetric | LikelihoodMetric:
-    """The metric of that name: a `TextMetric`, or a `LikelihoodMetric`. `labels` serves classification.
+def get(name: str, labels: Sequence[str] | None = None) -> TextMetric | LikelihoodMetric | PairMetric:
+    """The metric of that name: a `TextMetric`, a `LikelihoodMetric` or a `PairMetric`. `labels` serves classification.
 
     Raises InputError with the nearest name for one that does not exist.
     """

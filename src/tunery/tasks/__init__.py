@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
-    """What every task file offers."""
+    """What every task file offers.
+
+    Some offer more: `METRICS`, what is measured beside the likelihood, the first to be looked at first; `find_labels(rows, options)`, the
+    labels that the training rows have, for options that name none; `variant(options)`, the task that these options make;
+    `LOSS_UNIT`, of what the loss is a mean where that is no supervised token; `RATE_FACTOR`, by what the method's default learning rate is multiplied, and why.
+    """
 
     SUMMARY: str
     ROWS: tuple[str, ...]
