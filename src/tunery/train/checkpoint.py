@@ -1,9 +1,11 @@
 """Checkpoints: everything that the next step depends on, in a folder that is whole or not there.
 
-step-N/adapter/ (or merged/)   what is learned, in the method's own format
+step-N/learned/                what is learned, in the method's own format
 step-N/optimizer.safetensors   the optimiser's state, by parameter name
-step-N/random.safetensors      torch's random state
+step-N/random.safetensors      torch's random state: `cpu`, `cuda`; of further processes `cpu-1`, `cuda-1` …
 step-N/state.json              the step, counters, the best validation so far
+
+Everything is whole, whatever divided it while it was trained: any number of processes, in any sharding, can go on from it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from tunery.run import new_folder, write_text
 
 if TYPE_CHECKING:
     import torch
+
+    from tunery.sharding._engine import Engine
 
 KEEP = 2
 """How many checkpoints stay, beside the best one: the newest, and the one before it."""
@@ -40,34 +44,58 @@ class State:
     validations_since_best: int = 0
 
 
-def save(
-    folder: Path,
-    state: State,
-    parameters: dict[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    save_learned: Callable[[Path], None],
-) -> Path:
-    """Write `folder/step-N`. Older ones beyond `KEEP` go, except the best."""
+def seed(value: int, engine: Engine, step: int = 0) -> None:
+    """Set this process's random state: the first process's by `value` alone, each further one's by its rank and the step too."""
+    import numpy as np
     import torch
+
+    torch.manual_seed(value if engine.rank == 0 else int(np.random.SeedSequence([value, engine.rank, step]).generate_state(1)[0]))
+
+
+def save(folder: Path, state: State, engine: Engine, save_learned: Callable[[Path], None]) -> Path:
+    """Write `folder/step-N`; the first process does, and the others hand it their parts. Older ones beyond `KEEP` go, except the best."""
+    target = folder / f"step-{state.step}"
+    random = _random_states(engine)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parts in engine.optimizer_state():
+        if engine.rank == 0:
+            tensors |= {f"{name}/{key}": value for key, value in parts.items()}
+    with engine.whole() as first:
+        if first:
+            _write(target, state, tensors, random, save_learned)
+            for step, old in _all(folder)[:-KEEP]:
+                if step != state.best_step:
+                    shutil.rmtree(old)
+    return target
+
+
+def _write(
+    target: Path,
+    state: State,
+    tensors: dict[str, torch.Tensor],
+    random: dict[str, torch.Tensor],
+    save_learned: Callable[[Path], None],
+) -> None:
     from safetensors.torch import save_file
 
-    target = folder / f"step-{state.step}"
     with new_folder(target) as new:
         save_learned(new / "learned")
-        tensors = {}
-        for name, p in parameters.items():
-            for key, value in optimizer.state.get(p, {}).items():
-                tensors[f"{name}/{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
         save_file(tensors, str(new / "optimizer.safetensors"))
-        random = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            random["cuda"] = torch.cuda.get_rng_state()
         save_file(random, str(new / "random.safetensors"))
         write_text(new / "state.json", json.dumps(asdict(state), indent=2) + "\n")
-    for step, old in _all(folder)[:-KEEP]:
-        if step != state.best_step:
-            shutil.rmtree(old)
-    return target
+
+
+def _random_states(engine: Engine) -> dict[str, torch.Tensor]:
+    import torch
+
+    own = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        own["cuda"] = torch.cuda.get_rng_state()
+    return {_of_rank(key, rank): value for key, mine in own.items() for rank, value in enumerate(engine.collected(mine))}
+
+
+def _of_rank(key: str, rank: int) -> str:
+    return f"{key}-{rank}" if rank else key
 
 
 def newest(folder: Path) -> Path | None:
@@ -76,30 +104,26 @@ def newest(folder: Path) -> Path | None:
     return found[-1][1] if found else None
 
 
-def load(
-    checkpoint: Path,
-    parameters: dict[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    load_learned: Callable[[Path], None],
-) -> State:
-    """Put everything back as it was; the state that was saved."""
+def load(checkpoint: Path, engine: Engine) -> State:
+    """Put the optimiser's and the random state back as they were; the state that was saved. What was learned is loaded before.
+
+    With more processes than wrote it, the further ones keep the random state that they have.
+    """
     import torch
     from safetensors.torch import load_file
 
-    load_learned(checkpoint / "learned")
-    tensors = load_file(str(checkpoint / "optimizer.safetensors"))
     by_name: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
+    for key, value in load_file(str(checkpoint / "optimizer.safetensors")).items():
         name, _, part = key.rpartition("/")
         by_name.setdefault(name, {})[part] = value
-    for name, p in parameters.items():
-        if name in by_name:
-            optimizer.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in by_name[name].items()}
+    engine.load_optimizer_state(by_name)
+    state = State(**json.loads((checkpoint / "state.json").read_text()))
     random = load_file(str(checkpoint / "random.safetensors"))
-    torch.set_rng_state(random["cpu"])
-    if "cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random["cuda"])
-    return State(**json.loads((checkpoint / "state.json").read_text()))
+    if (cpu := random.get(_of_rank("cpu", engine.rank))) is not None:
+        torch.set_rng_state(cpu)
+    if (cuda := random.get(_of_rank("cuda", engine.rank))) is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
+    return state
 
 
 def _all(folder: Path) -> list[tuple[int, Path]]:

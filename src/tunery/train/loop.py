@@ -24,9 +24,11 @@ from tunery.errors import Interrupted, RunError
 from tunery.methods import Method, trainable
 from tunery.progress import Progress
 from tunery.run import Run, write_text
-from tunery.train import checkpoint
+from tunery.sharding._engine import Engine
+from tunery.train import checkpoint, parts
 from tunery.train.checkpoint import State
 from tunery.train.learners import Learner
+from tunery.train.objective import Objective
 from tunery.train.packs import TokenRow
 from tunery.train.schedule import learning_rate
 from tunery.train.steps import plan_steps
@@ -80,17 +82,16 @@ def train(
     progress: Progress,
     valid: Rows | None = None,
     base: str = "",
+    engine: Engine | None = None,
 ) -> State:
     """Train `model`, which `method.attach` has prepared, from the newest checkpoint in `run` or from the start.
 
-    Ends with a checkpoint of the last step. Raises Interrupted after a checkpoint when the user stops it, RunError when the loss is no
-    longer a number.
+    engine: what the processes share; None: this one is alone. Every process calls this with the same arguments, and the first one alone
+    writes. Ends with a checkpoint of the last step. Raises Interrupted after a checkpoint when the user stops it, RunError when the loss is
+    no longer a number.
     """
-    parameters = trainable(model)
-    groups = _parameter_groups(method, model, options, parameters, settings)
-    # Fused: one kernel for all parameters; the default's loop over them took a fifth of a step of a LoRA run on a CPU.
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    peak_rates = [group["lr"] for group in optimizer.param_groups]
+    engine = engine or Engine()
+    first = engine.rank == 0
     steps = plan_steps(
         rows.lengths,
         epochs=settings.epochs,
@@ -99,45 +100,61 @@ def train(
         tokens_per_step=settings.tokens_per_step,
         max_steps=settings.max_steps,
     )
-    torch.manual_seed(settings.seed)
-    state = State()
-    if (found := checkpoint.newest(run.checkpoints)) is not None:
-        state = checkpoint.load(found, parameters, optimizer, lambda folder: method.load(model, folder))
-        progress.say(f"resuming after step {state.step} of {len(steps)}")
-    _cut_metrics(run, state.step)
+    found = checkpoint.newest(run.checkpoints)
+    if found is not None:
+        method.load(model, found / "learned")  # before the weights are divided
     model.train()
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
+    objective = Objective(model, learner, settings.autocast)
+    engine.shard(objective, model)
+    groups = _parameter_groups(method, model, options, trainable(model), settings)
+    engine.begin(groups, settings.learning_rate, settings.weight_decay, settings.clip)
+    peak_rates = [group["lr"] for group in engine.groups]
+    state = State()
+    checkpoint.seed(settings.seed, engine, int(found.name.removeprefix("step-")) if found else 0)
+    if found is not None:
+        state = checkpoint.load(found, engine)
+        progress.say(f"resuming after step {state.step} of {len(steps)}")
+    if first:
+        _cut_metrics(run, state.step)
+
+    extra_loss, after_step = getattr(method, "extra_loss", None), getattr(method, "after_step", None)
 
     def gradient(chosen: np.ndarray) -> float:
-        begin_step(model, learner, rows, chosen, settings.autocast)
-        part = [rows[i] for i in chosen.tolist()]
-        return accumulate(model, learner, part, float(rows.supervised[chosen].sum()), settings.autocast)
+        begin_step(engine, learner, rows, chosen)
+        loss = gradient_of(engine, learner, model, rows, chosen)
+        if extra_loss and (extra := extra_loss(model, options)) is not None:
+            extra.backward()
+        return loss
 
     def save() -> None:
-        checkpoint.save(run.checkpoints, state, parameters, optimizer, lambda folder: method.save(model, options, folder, base))
+        checkpoint.save(run.checkpoints, state, engine, lambda folder: method.save(model, options, folder, base))
 
     if state.step == 0 and steps:
-        run.write_json("plan.json", trial(steps, rows.lengths, gradient, parameters.values()))
+        planned = trial(steps, rows.lengths, gradient, engine, lambda: next(iter(learner.batches(model, [rows[0]]))))
+        if first:
+            run.write_json("plan.json", planned)
     validate_every = settings.validate_every or (math.ceil(len(steps) / max(1.0, settings.epochs)) if valid else 0)
     before, started = state.seconds, time.monotonic()
-    saved = state.step
+    saved, stopped = state.step, False
     total_tokens = sum(int(rows.lengths[s].sum()) for s in steps)
-    with _stop_requested() as stopped, run.metrics_file.open("a", encoding="utf-8") as metrics:
+    with _stop_requested() as asked, run.metrics_file.open("a", encoding="utf-8") if first else nullcontext() as metrics:
         for number in range(state.step + 1, len(steps) + 1):
             if _out_of_patience(state, settings):
                 break
             rate = learning_rate(number, len(steps), settings.learning_rate, settings.schedule, settings.warmup)
-            for group, peak in zip(optimizer.param_groups, peak_rates, strict=True):
+            for group, peak in zip(engine.groups, peak_rates, strict=True):
                 group["lr"] = rate * peak / settings.learning_rate
             chosen = steps[number - 1]
             loss = gradient(chosen)
-            norm = _clip(parameters.values(), settings.clip)
+            norm = engine.step()
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise _diverged(f"step {number}: the loss is {loss} and the gradient's norm {norm}", settings)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            if after_step:
+                after_step(model, options, number, len(steps))
+            engine.clear()
 
             state.step, state.final_loss = number, loss
             state.first_loss = loss if state.first_loss is None else state.first_loss
@@ -154,75 +171,92 @@ def train(
                 "supervised_tokens": supervised,
             }
             if valid is not None and (number % validate_every == 0 or number == len(steps)):
-                line["valid_loss"] = validate(model, learner, valid, settings.autocast)
+                line["valid_loss"] = validate(engine, learner, model, valid)
                 if not math.isfinite(line["valid_loss"]):
                     raise _diverged(f"step {number}: the validation loss is {line['valid_loss']}", settings)
                 _note_validation(state, line["valid_loss"], number)
             state.seconds = before + time.monotonic() - started
-            metrics.write(json.dumps({**line, "seconds": round(state.seconds, 3)}, allow_nan=False) + "\n")
-            metrics.flush()
+            if metrics:
+                metrics.write(json.dumps({**line, "seconds": round(state.seconds, 3)}, allow_nan=False) + "\n")
+                metrics.flush()
             speed = state.tokens / max(state.seconds, 1e-9)
             shown = f"step {number}/{len(steps)}  loss {loss:.4f}" + (f"  valid {line['valid_loss']:.4f}" if "valid_loss" in line else "")
             progress.show("train", state.tokens, total_tokens, f"{shown}  {speed:.0f} tokens/s")
-            if number % settings.checkpoint_every == 0 or state.best_step == number or stopped():
+            stopped = engine.largest(asked()) > 0  # the processes stop after the same step
+            if number % settings.checkpoint_every == 0 or state.best_step == number or stopped:
                 save()
                 saved = number
-            if stopped() and number < len(steps):
+            if stopped and number < len(steps):
                 raise Interrupted(f"stopped after step {number} of {len(steps)}; go on with `tunery resume {run.path}`")
-        if not all(bool(torch.isfinite(p).all()) for p in parameters.values()):
+        if not engine.finite():
             raise _diverged("after the last step some weights are no numbers", settings)
         if saved != state.step:
             save()
-        if stopped():
+        if engine.largest(asked()) > 0:
             raise Interrupted(f"stopped after training; go on with `tunery resume {run.path}`")
         state.seconds = before + time.monotonic() - started
-    if settings.early_stopping and state.best_step is not None and state.best_step != state.step:
-        method.load(model, run.checkpoints / f"step-{state.best_step}" / "learned")
-        progress.say(f"kept the weights of step {state.best_step}, where valid_loss was lowest ({state.best_valid_loss:.4f})")
+    if (kept := kept_step(state, settings)) != state.step:
+        if engine.world == 1:
+            method.load(model, run.checkpoints / f"step-{kept}" / "learned")
+        progress.say(f"kept the weights of step {kept}, where valid_loss was lowest ({state.best_valid_loss:.4f})")
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_disable()
     model.eval()
     return state
 
 
+def kept_step(state: State, settings: Settings) -> int:
+    """The step whose weights are the result: the last one, or with early stopping the one that validated best."""
+    return state.best_step if settings.early_stopping and state.best_step is not None else state.step
+
+
 def accumulate(model: PreTrainedModel, learner: Learner, rows: Sequence[TokenRow], supervised: float, autocast: bool = False) -> float:
-    """Add the gradient of the rows' mean loss to the parameters; the loss, in the task's unit a supervised item.
+    """Add the gradient of the rows' mean loss to the parameters; the loss, in the task's unit a supervised item. In one process.
 
     `supervised` is the weight of the whole optimiser step, of which `rows` may be a part.
     """
+    engine = Engine()
+    engine.shard(Objective(model, learner, autocast), model)
+    return _accumulate(engine, parts.batches(engine, learner, model, rows, rows[0]), supervised)
+
+
+def gradient_of(engine: Engine, learner: Learner, model: PreTrainedModel, rows: Rows, chosen: np.ndarray) -> float:
+    """Add the gradient of a whole step's mean loss, of which this process computes its part; the loss of the whole step."""
+    own = [rows[i] for i in parts.part_of(chosen, rows.lengths, engine.rank, engine.world).tolist()]
+    batches = parts.batches(engine, learner, model, own, rows[int(chosen[0])])
+    return _accumulate(engine, batches, float(rows.supervised[chosen].sum()))
+
+
+def _accumulate(engine: Engine, batches: Iterator[parts.Turn], supervised: float) -> float:
     total = 0.0
-    for batch in learner.batches(model, rows):
-        with computing(model, autocast):
-            nats, _ = learner.loss(model, batch)
-        (nats / supervised).backward()
-        total += nats.item()
-    return total / supervised
+    for turn in batches:
+        nats, _ = engine.loss(turn.batch, turn.last)
+        engine.backward(nats / supervised if turn.counts else nats * 0)
+        total += nats.item() if turn.counts else 0.0
+    return engine.summed(total)[0] / supervised
 
 
-def validate(model: PreTrainedModel, learner: Learner, rows: Rows, autocast: bool = False) -> float:
+def validate(engine: Engine, learner: Learner, model: PreTrainedModel, rows: Rows) -> float:
     """The mean loss over all rows, in the task's unit a supervised item, without dropout and without touching the random state."""
     model.eval()
     nats, weight = 0.0, 0.0
-    begin_step(model, learner, rows, np.arange(len(rows)), autocast)
-    with torch.no_grad(), computing(model, autocast):
-        for batch in learner.batches(model, (rows[i] for i in range(len(rows)))):
-            n, w = learner.loss(model, batch)
-            nats, weight = nats + n.item(), weight + w.item()
+    begin_step(engine, learner, rows, np.arange(len(rows)))
+    with torch.no_grad():
+        for turn in parts.all_rows(engine, learner, model, rows):
+            n, w = engine.loss(turn.batch)
+            if turn.counts:
+                nats, weight = nats + n.item(), weight + w.item()
     model.train()
+    nats, weight = engine.summed(nats, weight)
     return nats / weight
 
 
-def begin_step(model: PreTrainedModel, learner: Learner, rows: Rows, chosen: np.ndarray, autocast: bool = False) -> None:
+def begin_step(engine: Engine, learner: Learner, rows: Rows, chosen: np.ndarray) -> None:
     """Let a learner look at the whole step (`chosen`: numbers of `rows`, over all processes) before its rows are cut into batches."""
     begin = getattr(learner, "begin_step", None)
     if begin is not None:
-        with torch.no_grad(), computing(model, autocast):
-            begin(model, rows, chosen)
-
-
-def computing(model: PreTrainedModel, autocast: bool) -> Any:
-    """bfloat16 for what is safe in it, where `autocast` asks for that."""
-    return torch.autocast(model.device.type, torch.bfloat16) if autocast else nullcontext()
+        with torch.no_grad():
+            engine.inside(lambda model: begin(model, rows, chosen))
 
 
 def _parameter_groups(
@@ -239,11 +273,6 @@ def _parameter_groups(
 def _diverged(what: str, settings: Settings) -> RunError:
     rate = f"lower train.learning_rate (now {settings.learning_rate:g})"
     return RunError(f"{what}; {rate} or set train.precision to fp32, then train again")
-
-
-def _clip(parameters: Any, limit: float | None) -> float:
-    """The gradient's Euclidean norm before clipping it to `limit`."""
-    return float(torch.nn.utils.clip_grad_norm_(parameters, limit if limit is not None else math.inf))
 
 
 def _note_validation(state: State, valid_loss: float, step: int) -> None:

@@ -1,30 +1,33 @@
 """A trial before the first step: the largest step is computed and thrown away, so that what does not fit fails at once.
 
-What it took is the run's plan: the memory that the process then holds, and the time of all steps at the speed measured.
+What it took is the run's plan: the memory that the processes then hold, and the time of all steps at the speed measured.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from tunery.errors import RunError
 from tunery.machine import peak_memory
+from tunery.sharding._engine import Engine
 
 
 def trial(
-    steps: Sequence[np.ndarray], lengths: np.ndarray, compute: Callable[[np.ndarray], object], parameters: Iterable[torch.nn.Parameter]
+    steps: Sequence[np.ndarray], lengths: np.ndarray, compute: Callable[[np.ndarray], object], engine: Engine, batch: Callable[[], Any]
 ) -> dict[str, float]:
-    """`{"peak_memory_bytes", "seconds"}` of a run of these steps, from its largest and a middling one.
+    """`{"peak_memory_bytes", "seconds"}` of a run of these steps, from its largest and a middling one, over all processes.
 
-    compute: adds the gradient of the given rows. Gradients are thrown away and random states restored, so nothing changes what follows.
-    Raises RunError with the mend when the largest step does not fit on the device.
+    compute: adds the gradient of the given rows. batch: makes any batch, for engines that need one to forget. Gradients are thrown away
+    and random states restored, so nothing changes what follows. Raises RunError with the mend when the largest step does not fit on the
+    device.
     """
     tokens = np.array([lengths[s].sum() for s in steps])
-    learned = list(parameters)
+    learned = list(engine.parameters.values())
     devices = [learned[0].device] if learned and learned[0].device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         try:
@@ -40,8 +43,10 @@ def trial(
         middle = int(np.argsort(tokens)[len(tokens) // 2])
         started = time.monotonic()
         compute(steps[middle])
-        seconds = time.monotonic() - started
-    for p in learned:
-        p.grad = None
-    optimizer = sum(2 * p.numel() * p.element_size() for p in learned)  # AdamW keeps two values a parameter
-    return {"peak_memory_bytes": peak_memory() + optimizer, "seconds": round(seconds * float(tokens.sum() / tokens[middle]), 1)}
+        seconds = engine.largest(time.monotonic() - started)
+        engine.forget(batch())
+    held = int(engine.summed(peak_memory())[0])
+    return {
+        "peak_memory_bytes": held + engine.copies * engine.moments(),
+        "seconds": round(seconds * float(tokens.sum() / tokens[middle]), 1),
+    }
