@@ -33,6 +33,12 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("models") / "tiny-qwen", "qwen3")
 
 
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small random BERT, saved without a pooling layer. Read only."""
+    return tiny_model(tmp_path_factory.mktemp("models") / "tiny-bert", "bert")
+
+
 @pytest.fixture(params=["llama", "phi3", "qwen"])
 def tiny_any(request: pytest.FixtureRequest) -> Path:
     """Each of the small models in turn."""

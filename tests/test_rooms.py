@@ -31,12 +31,14 @@ ORDER = [
     "evaluate",
     "export",
     "trackers",  # where a run's figures are also sent
-    "resolve",
     "combinations",  # what goes with what; derived from what the parts declare
+    "resolve",
     "inputs",  # what a run began with: data, hashes
+    "launch",  # training, in this process or several
     "plan",
     "report",
     "card",  # the model card that goes with a run and each export
+    "publish",  # cards beside models, and folders to the hub
     "pipeline",
     "importers",  # other tools' configurations; nothing of ours builds on it
     "compute",
@@ -61,6 +63,13 @@ HEAVY = (
     "matplotlib",
     "sacrebleu",
     "pandas",
+    "bitsandbytes",
+    "deepspeed",
+    "seqeval",
+    "mlflow",
+    "wandb",
+    "tensorboard",
+    "xllamacpp",
 )
 
 

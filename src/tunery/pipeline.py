@@ -11,27 +11,26 @@ import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunery import __version__, inputs
-from tunery.data.prepare import Prepared, prepare
+from tunery import __version__, card, inputs, publish
+from tunery.data.prepare import Prepared
 from tunery.errors import Interrupted
-from tunery.evaluate import compare, forgetting, predictions
+from tunery.evaluate import baselines, by_preference, compare, forgetting, predictions
 from tunery.export.of_run import export_run
+from tunery.launch import outside, processes, work
 from tunery.machine import cpu_name
-from tunery.models.cache import cache_folder
 from tunery.models.load import count_parameters, load_tokenizer
 from tunery.progress import Progress, Quiet
 from tunery.recipe import Recipe, from_mapping, read
 from tunery.resolve import Resolved, learned_in, resolve, with_labels
-from tunery.run import Run, default_path, new_folder
+from tunery.run import Run, default_path
+from tunery.trackers import observers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from tunery.train.checkpoint import State
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,11 @@ def finetune(
 ) -> Result:
     """Do the whole job that a recipe (an object, a mapping, or a YAML file) describes, in the run directory `run`.
 
-    Nothing is written when the recipe, the model or the data is wrong. Raises InputError, RunError, ProofError, Interrupted.
+    Nothing is written when the recipe, the model or the data is wrong. Raises InputError, RunError, ProofError, Interrupted. Under a
+    launcher such as torchrun every process calls this; all but the first only train, and what they get has an empty report.
     """
+    if outside.follows():
+        return _follow(run)
     progress = progress or Quiet()
     base, source = Path.cwd(), "recipe"
     if isinstance(recipe, str | Path):
@@ -69,47 +71,34 @@ def finetune(
     resolved = with_labels(resolve(inputs.absolute(written, base), progress, source), base)
     target = Path(run) if run is not None else default_path(source if source != "recipe" else None)
     tokenizer = load_tokenizer(resolved.folder)
-    _prepare(
+    work.prepare_data(
         resolved, resolved.renderer(tokenizer), base, progress
     )  # what is wrong is said of the user's own files, before anything is written
     begun = inputs.begin(target, resolved, base, command or f"tunery.finetune({source!r})")
     progress.say(f"run directory: {begun.path}")
-    return _work(begun, _of_run(begun, resolved), tokenizer, progress)
+    return _work(begun, work.of_run(begun, resolved), tokenizer, progress)
 
 
 def resume(path: str | Path, progress: Progress | None = None) -> Result:
     """Go on with a run that was stopped: the result is the same as if it had not been. A finished run is only reported again."""
+    if outside.follows():
+        return _follow(path)
     progress = progress or Quiet()
     run = Run.open(path)
     inputs.check(run, progress)
     resolved = resolve(run.recipe(), progress, str(run.recipe_file))
-    return _work(run, _of_run(run, resolved), load_tokenizer(resolved.folder), progress)
+    return _work(run, work.of_run(run, resolved), load_tokenizer(resolved.folder), progress)
 
 
-def _of_run(run: Run, resolved: Resolved) -> Resolved:
-    """With the data that the run took along, and the reasons that its settings had when it began."""
-    known = (run.read_json(inputs.FILE) or {}).get("reasons") or {}
-    return replace(resolved, recipe=run.recipe(), reasons={**resolved.reasons, **known})
-
-
-def _prepare(resolved: Resolved, renderer: Any, base: Path, progress: Progress) -> Prepared:
-    return prepare(
-        resolved.recipe.data,
-        renderer,
-        max_length=_max_length(resolved),
-        context=resolved.context,
-        seed=resolved.recipe.train.seed,
-        base=base,
-        cache=cache_folder(),
-        kinds=resolved.task.ROWS,
-        progress=lambda done, total, what: progress.show(what, done, total),
-    )
+def _follow(path: str | Path | None) -> Result:
+    run = outside.follow()
+    return Result(run or Run(path or "."), {})
 
 
 def _work(run: Run, resolved: Resolved, tokenizer: Any, progress: Progress) -> Result:
     with inputs.alone(run), _stoppable():
         stages: dict[str, float] = run.read_json("stages.json") or {}
-        prepared = _prepare(resolved, resolved.renderer(tokenizer), run.path, progress)
+        prepared = work.prepare_data(resolved, resolved.renderer(tokenizer), run.path, progress)
 
         def tell(status: str, **more: str) -> dict[str, Any]:
             from tunery.report import page
@@ -117,11 +106,18 @@ def _work(run: Run, resolved: Resolved, tokenizer: Any, progress: Progress) -> R
             report = {**_report(run, resolved, prepared), "status": status, **more}
             run.write_json("report.json", report)
             page.write_page(run)
+            card.write(run)
             return report
 
+        watching: observers.Observers | None = None
         try:
+            watching = observers.begin(run, resolved.recipe, resolved.track, _Logged(progress, run))
             _stages(run, resolved, prepared, tokenizer, _Logged(progress, run), stages)
-            return Result(run, tell("succeeded"))
+            report = tell("succeeded")
+            if resolved.hub is not None:
+                publish.once(run, report, resolved.hub, _Logged(progress, run))
+                report = tell("succeeded")
+            return Result(run, report)
         except Interrupted as e:
             tell("cancelled", error=str(e))
             raise
@@ -133,15 +129,16 @@ def _work(run: Run, resolved: Resolved, tokenizer: Any, progress: Progress) -> R
             run.log(f"failed: {e.__class__.__name__}: {e}")
             tell("failed", error=str(e) or e.__class__.__name__)
             raise
+        finally:
+            if watching is not None:
+                watching.end(run.read_json("report.json"))
 
 
 def _stages(run: Run, resolved: Resolved, prepared: Prepared, tokenizer: Any, progress: Progress, stages: dict[str, float]) -> None:
     import torch
 
     from tunery.infer.open_engine import load_base
-    from tunery.infer.torch_engine import TorchEngine
     from tunery.train import checkpoint
-    from tunery.train.precision import peaks
 
     recipe, method = resolved.recipe, resolved.method
     torch.manual_seed(recipe.train.seed)
@@ -150,6 +147,8 @@ def _stages(run: Run, resolved: Resolved, prepared: Prepared, tokenizer: Any, pr
     for key, reason in resolved.reasons.items():
         run.log(f"{key}: {reason}")
     trained = (run.path / "training.json").is_file()
+    if trained:
+        outside.release()
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:
@@ -164,14 +163,21 @@ def _stages(run: Run, resolved: Resolved, prepared: Prepared, tokenizer: Any, pr
         if not test or run.predictions_file(when).is_file():
             return
         with timed(f"evaluate {when}"):
-            engine = TorchEngine(model, tokenizer, renderer.stop_ids, resolved.context)
-            asked = recipe.evaluate.max_new_tokens
-            lines = predictions.predict(model, engine, renderer, resolved.task, test, _max_length(resolved), asked, progress, when)
+            length, asked = _max_length(resolved), recipe.evaluate.max_new_tokens
+            lines = predictions.predict(model, renderer, resolved.task, test, length, resolved.context, asked, progress, when)
             if recipe.evaluate.forgetting_tokens:
                 run.write_json(f"forgetting-{when}.json", forgetting.probe(model, tokenizer, probe_text, resolved.context, progress, when))
+            if resolved.task.FORM == "pairs" and when == "after":
+                lines = by_preference.refer(predictions.read(run.predictions_file("before")), lines)
             for line in lines:
                 line["source"] = inputs.portable(run, line["source"])
             predictions.write(run.predictions_file(when), lines)
+
+    def referred(model: PreTrainedModel) -> Prepared:
+        if resolved.task.FORM != "pairs":
+            return prepared
+        with timed("reference"):
+            return work.with_reference(run, resolved, prepared, model, progress)
 
     if test and recipe.evaluate.forgetting_tokens and not run.predictions_file("after").is_file():
         probe_text = forgetting.choose(tokenizer, recipe.evaluate.forgetting_tokens, prepared.training_texts())
@@ -184,49 +190,68 @@ def _stages(run: Run, resolved: Resolved, prepared: Prepared, tokenizer: Any, pr
             model = load_base(recipe, resolved.folder, resolved.dtype, resolved.device)
         total = count_parameters(model)
         evaluate(model, "before")
-        model = method.attach(model, resolved.options, recipe.train.seed)
-        if trained:
+        # The reference of preferences is the base, unless training begins with another model: a run's, or the base as it is quantised.
+        another = bool(recipe.train.init_from) or getattr(method, "QUANTISES", False)
+        if not trained and not another:
+            prepared = referred(model)
+
+        def attached(model: PreTrainedModel) -> PreTrainedModel:
+            return method.attach(model, resolved.options, recipe.train.seed)
+
+        def begun(model: PreTrainedModel) -> PreTrainedModel:
+            model = attached(model)
+            if recipe.train.init_from and checkpoint.newest(run.checkpoints) is None:
+                method.load(model, learned_in(recipe.train.init_from))
+            return model
+
+        def learned(model: PreTrainedModel) -> PreTrainedModel:
+            model = attached(model)
             method.load(model, run.learned)
-        elif recipe.train.init_from and checkpoint.newest(run.checkpoints) is None:
-            method.load(model, learned_in(recipe.train.init_from))
-        if not trained:
+            return model
+
+        if trained:
+            model = learned(model)
+        else:
+            alone = recipe.sharding.name == "none"
+            if alone or (another and resolved.task.FORM == "pairs"):
+                model = begun(model)
+            if another:
+                prepared = referred(model)
             with timed("train"):
-                state = train(run, resolved, prepared, model, progress)
-            with new_folder(run.adapter if method.SAVES == "adapter" else run.weights) as folder:
-                method.save(model, resolved.options, folder, recipe.model)
-                tokenizer.save_pretrained(str(folder))
-            learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            counts = {"trainable_parameters": learned, "total_parameters": total, **peaks(resolved.device)}
-            run.write_json("training.json", {**asdict(state), **counts})
-            progress.say(f"trained {state.step} steps in {state.seconds:.0f} s, loss {state.first_loss:.3f} → {state.final_loss:.3f}")
+                if alone:
+                    work.train(run, resolved, prepared, model, tokenizer, total, progress)
+                else:
+                    del model  # the processes load their own
+                    _train_in_processes(run, resolved, progress)
+                    model = learned(load_base(recipe, resolved.folder, resolved.dtype, resolved.device))
+            state = run.read_json("training.json")
+            losses = f"loss {state['first_loss']:.3f} → {state['final_loss']:.3f}"
+            progress.say(f"trained {state['step']} steps in {state['seconds']:.0f} s, {losses}")
         if method.TRAINS_BASE:
             model = model.to(getattr(torch, resolved.dtype))  # as it will be used
         evaluate(model.eval(), "after")
         del model
     if test and not (run.path / "evaluation.json").is_file():
         with timed("compare"):
-            run.write_json("evaluation.json", _evaluation(run, recipe))
+            run.write_json("evaluation.json", _evaluation(run, resolved, prepared, renderer, test, progress))
     with timed("export"):
         export_run(run, recipe, resolved.exports, renderer, test, run.read_json("evaluation.json"), progress)
 
 
-def train(run: Run, resolved: Resolved, prepared: Prepared, model: PreTrainedModel, progress: Progress) -> State:
-    """The training itself, of a model that the method has prepared."""
-    from tunery.train import learners, loop
+def _train_in_processes(run: Run, resolved: Resolved, progress: Progress) -> None:
+    """Train in the processes that a launcher started, this one among them, or else in some of our own."""
+    import gc
 
-    learner = learners.get(resolved.task, resolved.task_options, resolved.share_prefixes)
-    return loop.train(
-        run,
-        model,
-        resolved.method,
-        resolved.options,
-        learner,
-        prepared.train,
-        resolved.settings,
-        progress,
-        prepared.valid,
-        resolved.recipe.model,
-    )
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    progress.say(f"training in {resolved.processes} processes ({resolved.recipe.sharding.name})")
+    if outside.leads():
+        outside.lead(run, progress)
+    else:
+        processes.train(run, resolved.processes, progress)
 
 
 def _max_length(resolved: Resolved) -> int:
@@ -243,9 +268,13 @@ def _limited(rows: list[Any], limit: int | None, seed: int) -> list[Any]:
     return [rows[i] for i in sorted(np.random.default_rng(seed).choice(len(rows), limit, replace=False).tolist())]
 
 
-def _evaluation(run: Run, recipe: Recipe) -> dict[str, Any]:
+def _evaluation(run: Run, resolved: Resolved, prepared: Prepared, renderer: Any, test: list[Any], progress: Progress) -> dict[str, Any]:
     before, after = (predictions.read(run.predictions_file(when)) for when in ("before", "after"))
-    evaluation = compare.compare(compare.chosen_metrics(recipe.evaluate.metrics, before), before, after)
+    task, known = resolved.task, compare.known_labels(resolved.task, resolved.task_options)
+    names = compare.chosen_metrics(resolved.recipe.evaluate.metrics, before, getattr(task, "METRICS", ()))
+    evaluation = compare.compare(names, before, after, known)
+    labels = evaluation.get("labels")
+    evaluation["baselines"] = baselines.measure(task, renderer, prepared.training_rows(), test, after, names, labels, progress)
     old, new = run.read_json("forgetting-before.json"), run.read_json("forgetting-after.json")
     if old and new:
         evaluation["forgetting"] = forgetting.compare(old, new)
@@ -266,12 +295,22 @@ def _report(run: Run, resolved: Resolved, prepared: Prepared) -> dict[str, Any]:
         "plan": run.read_json("plan.json"),
         "evaluation": run.read_json("evaluation.json"),
         "exports": run.read_json("exports.json") or {},
+        "hub": run.read_json(publish.FILE),
+        "head": _head(resolved),
         "environment": environment(resolved),
+        "loss_unit": getattr(resolved.task, "LOSS_UNIT", "supervised token"),
         "reasons": dict(resolved.reasons),
         "stages": run.read_json("stages.json") or {},
         "command": known.get("command"),
         "inputs": {"model": known.get("model"), "data": known.get("data")},
     }
+
+
+def _head(resolved: Resolved) -> dict[str, Any] | None:
+    """The layer that the task put on the model, and its classes; None where the model writes text."""
+    if resolved.task.FORM not in ("sequence", "token"):
+        return None
+    return {"kind": resolved.task.FORM, "labels": list(resolved.task_options.labels)}
 
 
 def _train_part(training: dict[str, Any] | None) -> dict[str, Any]:

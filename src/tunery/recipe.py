@@ -111,6 +111,46 @@ class Recipe(Options):
     sharding: Named = Named(name="none")
     evaluate: Evaluate = Evaluate()
     export: tuple[Named, ...] = (Named(name="adapter"),)
+    hub: Named | None = None
+    """Written under `export`, as `{hub: org/name}`: it says where to, not in which form, so it is kept apart from the forms."""
+    track: tuple[Named, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hub(cls, plain: Any) -> Any:
+        if not isinstance(plain, Mapping) or plain.get("export") is None:
+            return plain
+        value = plain["export"]
+        items = [value] if isinstance(value, str) else [{k: v} for k, v in value.items()] if isinstance(value, Mapping) else value
+        if not isinstance(items, list | tuple):
+            return plain
+        forms: list[Any] = []
+        places: list[Any] = []
+        for item in items:
+            own = item == "hub" or (isinstance(item, Mapping) and ("hub" in item or item.get("name") == "hub"))
+            (places if own else forms).append(item)
+        if len(places) > 1:
+            raise ValueError("export names `hub` twice: keep one, and push to others with `tunery export RUN --to hub:org/name`")
+        if not places:
+            return plain
+        where = places[0]["hub"] if isinstance(places[0], Mapping) and "hub" in places[0] else places[0]
+        if isinstance(where, Mapping):
+            options = {k: v for k, v in where.items() if k != "name"}
+        else:
+            options = {} if places[0] == "hub" else {"repo": where}
+        rest = {k: v for k, v in plain.items() if k != "export"}
+        return {**rest, "hub": {"name": "hub", "options": options}, **({"export": forms} if forms else {})}
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _track(cls, value: Any) -> Any:
+        if value is None:
+            return ()
+        if isinstance(value, str | Mapping):
+            value = [value]
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple(_named(_under_its_name(item)) for item in value)
 
     @field_validator("task", "method", "sharding", mode="before")
     @classmethod
@@ -141,7 +181,19 @@ class Recipe(Options):
         plain["method"] = {"name": self.method.name, **self.method.options}
         plain["sharding"] = {"stage": self.sharding.name, **self.sharding.options} if self.sharding.options else self.sharding.name
         plain["export"] = [{e.name: e.options["precision"]} if e.options else e.name for e in self.export]
+        plain.pop("hub")
+        if self.hub is not None:
+            plain["export"].append({"hub": dict(self.hub.options)})
+        plain["track"] = [{"name": t.name, **t.options} if t.options else t.name for t in self.track]
         return plain
+
+
+def _under_its_name(item: Any) -> Any:
+    """`{mlflow: {uri: …}}` as `{name: mlflow, uri: …}`, which says the same."""
+    if isinstance(item, Mapping) and "name" not in item and len(item) == 1:
+        ((name, options),) = item.items()
+        return {"name": name, **(options or {})} if options is None or isinstance(options, Mapping) else item
+    return item
 
 
 def _named(value: Any, key: str = "name") -> Any:

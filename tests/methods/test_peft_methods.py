@@ -376,7 +376,7 @@ def test_a_run_continues_only_from_what_fits(tiny_llama: Path, tmp_path: Path, n
         changed = method.Options.model_validate({size: 10})
         with pytest.raises(InputError, match=rf"{size} \d+ and the recipe 10; set method\.{size} to"):
             method.check_start(tmp_path / "adapter", changed)
-        smaller, _ = attached(tiny_llama, name, **{size: 10})
+        smaller, _ = attached(tiny_llama, name, **{str(size): 10})  # type: ignore[arg-type]
         with pytest.raises(InputError, match="should be"):
             method.load(smaller, tmp_path / "adapter")
 

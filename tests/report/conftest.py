@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tunery.metrics import get, interval, paired
+from tunery.metrics.base import TextMetric
 from tunery.metrics.likelihood import LikelihoodMetric
 from tunery.recipe import from_mapping
 from tunery.run import Run
@@ -51,6 +52,7 @@ def evaluation(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dic
             if isinstance(metric, LikelihoodMetric):
                 sides.append(metric.rows_from(*([line[k] for line in side] for k in ("nll", "tokens", "bytes"))))
             else:
+                assert isinstance(metric, TextMetric)
                 sides.append(metric.rows([line["prediction"] for line in side], [line["reference"] for line in side]))
         found["before"][name], found["after"][name] = (interval(metric, rows, samples=200) for rows in sides)
         found["difference"][name] = paired(metric, sides[0], sides[1], samples=200, permutations=500)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tunery.errors import InputError
-from tunery.recipe import Train
+from tunery import sharding
+from tunery.errors import InputError, MissingExtraError
+from tunery.recipe import Named, Train
 from tunery.sharding import zero2, zero3
 from tunery.sharding._deepspeed_config import DeepSpeedOptions, settle, whole_config
 
@@ -107,3 +109,18 @@ def test_offloading_is_the_recipes() -> None:
     assert config["zero_optimization"]["offload_optimizer"] == {"pin_memory": True, "device": "cpu"}
     assert config["zero_optimization"]["offload_param"] == {"pin_memory": True, "device": "cpu"}
     assert config["gradient_clipping"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("version", "message"), [(None, "needs DeepSpeed, which is not installed"), ("0.16.4", r"needs DeepSpeed 0\.19, this is 0\.16\.4")]
+)
+def test_without_deepspeed_the_extra_is_named(version: str | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(package: str) -> str:
+        if version is None:
+            raise metadata.PackageNotFoundError(package)
+        return version
+
+    monkeypatch.setattr(metadata, "version", found)
+    with pytest.raises(MissingExtraError, match=rf"sharding zero2 {message}.*pip install 'tunery\[deepspeed\]'"):
+        sharding.of(Named(name="zero2"))
+    sharding.of(Named(name="fsdp"))  # torch's own needs nothing

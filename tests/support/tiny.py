@@ -1,8 +1,9 @@
 """Small random models with a real tokenizer, so that most tests need no download and no waiting.
 
     folder = tiny_model(tmp_path / "phi", "phi3")      # an ordinary Hugging Face folder, about 0.5 MB
+    folder = tiny_model(tmp_path / "bert", "bert")     # an encoder, with a WordPiece tokenizer
 
-The tokenizer is a byte-level BPE with ChatML's special tokens and SmolLM2's chat template, which writes a system turn
+The decoders' tokenizer is a byte-level BPE with ChatML's special tokens and SmolLM2's chat template, which writes a system turn
 of its own when the first message is not one. In a test take the fixtures `tiny_llama`, `tiny_phi3` and `tiny_qwen`.
 """
 
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 ARCHITECTURES = ("llama", "phi3", "qwen3")
+"""The decoders."""
+
 VOCABULARY = 512
 CONTEXT = 1024
 
@@ -70,6 +73,25 @@ def tiny_tokenizer() -> Any:
     return wrapped
 
 
+def tiny_word_pieces() -> Any:
+    """BERT's kind of tokenizer: lower case, word pieces, `[CLS]` before a text and `[SEP]` after it."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.train_from_iterator(
+        training_text(), trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
+    )
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", special.index("[SEP]")), ("[CLS]", special.index("[CLS]")))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", mask_token="[MASK]"
+    )
+
+
 def tiny_config(architecture: str, **changes: Any) -> Any:
     """A transformers configuration: hidden 64, 2 layers, 4 heads, 2 key/value heads, context 1024."""
     from transformers import LlamaConfig, Phi3Config, Qwen3Config
@@ -96,15 +118,41 @@ def tiny_config(architecture: str, **changes: Any) -> Any:
     return config(**{**common, **settings, **changes})
 
 
+def tiny_bert_config(**changes: Any) -> Any:
+    """An encoder's configuration: hidden 64, 2 layers, 4 heads, context 1024."""
+    from transformers import BertConfig
+
+    settings: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": CONTEXT,
+        "initializer_range": 0.05,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    return BertConfig(**{**settings, **changes})
+
+
 def tiny_model(folder: Path, architecture: str, seed: int = 0, **changes: Any) -> Path:
     """Save a random float32 model and its tokenizer in `folder`; the same seed gives the same weights.
 
-    `architecture` is `llama` (tied embeddings), `phi3` (fused qkv and gate/up) or `qwen3` (normed queries and keys);
-    `changes` override keys of the configuration.
+    `architecture` is `llama` (tied embeddings), `phi3` (fused qkv and gate/up), `qwen3` (normed queries and keys) or `bert` (an encoder,
+    saved under its masked-word head as published ones are); `changes` override keys of the configuration.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
+    if architecture == "bert":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            encoder = AutoModelForMaskedLM.from_config(tiny_bert_config(**changes), dtype=torch.float32)
+        folder.mkdir(parents=True, exist_ok=True)
+        encoder.save_pretrained(folder)
+        tiny_word_pieces().save_pretrained(folder)
+        return folder
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(tiny_config(architecture, **changes), dtype=torch.float32)

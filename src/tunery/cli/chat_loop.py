@@ -46,9 +46,9 @@ def chat_loop(
     """
     if not renderer.tokenizer.chat_template:
         raise InputError("this model has no chat template, so it holds no conversation; let it continue a text with -m")
-    read_line = read_line or _terminal_line
+    read_line = read_line or terminal_line
     history = _opening(system)
-    _note(console, HELP)
+    note(console, HELP)
     while True:
         try:
             line = read_line("> ").strip()
@@ -56,7 +56,7 @@ def chat_loop(
             console.print()
             return
         except KeyboardInterrupt:
-            _note(console, "\nCtrl-D leaves")
+            note(console, "\nCtrl-D leaves")
             continue
         if not line:
             continue
@@ -66,18 +66,18 @@ def chat_loop(
                 return
             if command == "/reset":
                 history = _opening(system)
-                _note(console, "the conversation begins anew")
+                note(console, "the conversation begins anew")
             elif command == "/system":
                 system = rest.strip() or None
                 history = _opening(system)
-                _note(
+                note(
                     console,
                     "the conversation begins anew with this system prompt"
                     if system
                     else "the conversation begins anew without a system prompt",
                 )
             else:
-                _note(console, f"{command} is not known; {HELP}")
+                note(console, f"{command} is not known; {HELP}")
             continue
         history = _turn(engine, renderer, history, system, line, sampling, console)
 
@@ -92,7 +92,7 @@ def _turn(
     try:
         prompt = _prompt(renderer, asked)
         if len(prompt) + needed > engine.context and len(history) > len(_opening(system)):
-            _note(
+            note(
                 console,
                 f"the conversation has filled the model's context of {engine.context} tokens; it begins anew with your last message",
             )
@@ -100,7 +100,7 @@ def _turn(
             asked = [*history, _said("user", line)]
             prompt = _prompt(renderer, asked)
         if len(prompt) + needed > engine.context:
-            _note(console, f"this message has {len(prompt)} tokens, too many for the model's context of {engine.context}; shorten it")
+            note(console, f"this message has {len(prompt)} tokens, too many for the model's context of {engine.context}; shorten it")
             return history
 
         def counted() -> Iterator[int]:
@@ -114,16 +114,16 @@ def _turn(
             console.print(piece, end="", markup=False, highlight=False, emoji=False, soft_wrap=True)
     except KeyboardInterrupt:
         console.print()
-        _note(console, "stopped")
+        note(console, "stopped")
     except InputError as e:
-        _note(console, str(e))
+        note(console, str(e))
         return history
     else:
         console.print()
         if len(prompt) + count >= engine.context:
-            _note(console, f"cut: the model's context of {engine.context} tokens is full")
+            note(console, f"cut: the model's context of {engine.context} tokens is full")
         elif count >= sampling.max_new_tokens:
-            _note(console, f"cut after {count} tokens; --max-new-tokens allows more")
+            note(console, f"cut after {count} tokens; --max-new-tokens allows more")
     answer = "".join(pieces)
     return [*asked, _said("assistant", answer)] if answer.strip() else history
 
@@ -146,12 +146,12 @@ def _said(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
-def _note(console: Console, text: str) -> None:
+def note(console: Console, text: str) -> None:
     """Tunery's own words, told apart from the model's."""
     console.print(text, style="dim", markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
-def _terminal_line(prompt: str) -> str:
+def terminal_line(prompt: str) -> str:
     with suppress(ImportError):
         import readline  # noqa: F401  gives input() a history and editing keys
     return input(prompt)

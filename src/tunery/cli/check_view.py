@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tunery.data.check import CheckResult
+from tunery.data.stats import FEW, rare_labels
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,6 +19,9 @@ SAMPLES = 3
 LONGEST_SAMPLE = 1500
 """Characters of a sample that are shown; of a longer one the middle is left out."""
 BAR = 40
+MOST_LABELS = 30
+FAR_FROM_HALF = 0.15
+"""From here on the share of longer preferred answers is shown as a warning: it is far more than chance in a few hundred pairs."""
 
 
 def show(result: CheckResult, console: Console) -> None:
@@ -28,6 +32,8 @@ def show(result: CheckResult, console: Console) -> None:
     if stats.sources and any(s.rows for s in stats.splits.values()):
         console.print(_table(stats))
         console.print(_histogram(stats))
+        _show_labels(stats, console)
+        _show_lengths_of_pairs(stats, console)
         _show_near(stats, console)
         _show_samples(result.prepared.samples(SAMPLES), console)
     if result.good:
@@ -52,7 +58,7 @@ def _table(stats: DataStats) -> Table:
     rows = {
         "rows": "rows",
         "tokens": "tokens",
-        "supervised tokens": "supervised_tokens",
+        "labels to learn" if stats.labels else "supervised tokens": "supervised_tokens",
         "longest row, tokens": "longest",
         "truncated rows": "truncated_rows",
         "dropped rows": "dropped_rows",
@@ -89,6 +95,40 @@ def _histogram(stats: DataStats) -> Table:
         # A bin with anything in it shows at least a sliver.
         table.add_row(f"{low}–{high}", Text("█" * round(BAR * count / most) or ("▏" if count else ""), style="cyan"), f"{count:,}")
     return table
+
+
+def _show_labels(stats: DataStats, console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    if not stats.labels:
+        return
+    sides = list(stats.labels)
+    table = Table(title="Labels", title_justify="left")
+    table.add_column("")
+    for side in sides:
+        table.add_column(side, justify="right")
+    counts = stats.labels["train"]
+    for label in sorted(counts, key=lambda name: (-counts[name], name))[:MOST_LABELS]:
+        table.add_row(Text(label), *(f"{stats.labels[side][label]:,}" for side in sides))
+    if len(counts) > MOST_LABELS:
+        table.add_row(f"… and {len(counts) - MOST_LABELS} more", *("" for _ in sides))
+    console.print(table)
+    rare = rare_labels(stats)
+    if rare:
+        named = ", ".join(f"{label} ({count})" for label, count in list(rare.items())[:MOST_LABELS])
+        console.print(
+            Text(f"Hardly anything is learned of a label that is there fewer than {FEW} times: {named}.", style="yellow"), soft_wrap=True
+        )
+
+
+def _show_lengths_of_pairs(stats: DataStats, console: Console) -> None:
+    from rich.text import Text
+
+    share = stats.longer_preferred
+    if share is not None:
+        line = f"The preferred answer is the longer one in {share:.0%} of the pairs; who only looks at the length is right that often."
+        console.print(Text(line, style="yellow" if abs(share - 0.5) > FAR_FROM_HALF else ""), soft_wrap=True)
 
 
 def _show_near(stats: DataStats, console: Console) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from tunery import __version__
-from tunery.cli import chat, check, doctor, eval, export, report, resume, train
+from tunery.cli import chat, check, doctor, eval, export, import_, methods, report, resume, train
 from tunery.cli.common import fail, prepare_libraries
 
 app = typer.Typer(
@@ -21,8 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for module in (check, train, resume, eval, export, report, chat, doctor):
+for module in (check, train, resume, eval, export, report, chat, methods, doctor):
     app.command()(getattr(module, module.__name__.rpartition(".")[2]))
+app.command("import")(import_.import_)
 
 
 def _version(wanted: bool) -> None:

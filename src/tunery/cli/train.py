@@ -32,6 +32,8 @@ def finish(result: object, json: bool) -> None:
     from tunery.report.summary import before_after_table
 
     assert isinstance(result, Result)
+    if not result.report:
+        return  # of several processes, the first one tells
     if json:
         emit({**result.report, "run": str(result.path)})
     else:

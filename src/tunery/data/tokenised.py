@@ -160,7 +160,12 @@ def _build(
     np.save(target / "groups.npy", np.array(groups, dtype=np.uint64))
     np.save(target / "places.npy", np.array(places, dtype=np.int64))
     problems.sort(key=lambda e: e.line or 0)  # a row's form is judged before the rows ahead of it in the batch are rendered
-    about = {"kind": kind, "tail": getattr(renderer, "tail", 0), "problem_count": counts["problems"], "problems": [(e.line, e.message) for e in problems]}
+    about = {
+        "kind": kind,
+        "tail": getattr(renderer, "tail", 0),
+        "problem_count": counts["problems"],
+        "problems": [(e.line, e.message) for e in problems],
+    }
     (target / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
 
@@ -349,7 +354,9 @@ def _cut(number: int, file: TokenisedFile, chosen: np.ndarray, max_length: int) 
             weights = np.asarray(file.weights[s + 1 : stop])
             total = float(weights.sum(dtype=np.float64))
             pieces.append(
-                np.array([[number, s, stop, table[i, 3], total, (weights > 0).sum(), file.kind != "text", e - b, stop - s]], dtype=np.float64)
+                np.array(
+                    [[number, s, stop, table[i, 3], total, (weights > 0).sum(), file.kind != "text", e - b, stop - s]], dtype=np.float64
+                )
             )
     pieces.append(table[at:])
     return np.concatenate(pieces)

@@ -87,8 +87,8 @@ def _spoken(metric: MetricInfo, before: Mapping[str, Any], after: Mapping[str, A
     )
 
 
-def loss_curve(steps: Sequence[Mapping[str, Any]]) -> str | None:
-    """Training loss of each step, smoothed where there are ten steps or more, the validation's points, and the learning rate below.
+def loss_curve(steps: Sequence[Mapping[str, Any]], unit: str = "supervised token") -> str | None:
+    """Training loss of each step in nats a `unit`, smoothed where there are ten steps or more, the validation's points, and the learning rate below.
 
     None without any step that has a loss.
     """
@@ -110,7 +110,7 @@ def loss_curve(steps: Sequence[Mapping[str, Any]]) -> str | None:
             axis.plot(x, y, color=AFTER, linewidth=2, marker="o", markersize=5)
         if valid[0]:
             axis.plot(*valid, color=VALID, linewidth=1.6, marker="D", markersize=5.5, linestyle="--" if len(valid[0]) > 1 else "none")
-        axis.set_ylabel("nats a supervised token")
+        axis.set_ylabel(f"nats a {unit}")
         _room(axis, [*y, *valid[1]])
         axis.grid(axis="y")
         if rate[0]:

@@ -28,6 +28,15 @@ RIGHT_OR_WRONG = ("exact_match", "accuracy", "macro_f1")
 
 MOST_LABELS = 20
 
+TOKEN = "supervised token"
+"""What the loss is a mean of, unless the report says otherwise: of a model with a head it is a label or a word."""
+
+_BASELINES = {
+    "majority": "The most common answer in the training rows",
+    "tfidf_logistic_regression": "TF-IDF and logistic regression",
+    "copy_source": "The question itself as the answer",
+}
+
 
 def gather(run: Run) -> dict[str, Any]:
     """Everything that the page's template reads."""
@@ -35,6 +44,7 @@ def gather(run: Run) -> dict[str, Any]:
     evaluation = mapping(report.get("evaluation"))
     before_lines, after_lines = (_lines(run.predictions_file(when)) for when in ("before", "after"))
     steps = _lines(run.metrics_file)
+    unit = str(report.get("loss_unit") or TOKEN)
     return {
         "name": run.path.resolve().name,
         "report": {key: report.get(key) for key in ("model", "task", "method")},
@@ -49,12 +59,17 @@ def gather(run: Run) -> dict[str, Any]:
         "after": mapping(evaluation.get("after")),
         "rows": evaluation.get("rows"),
         "forgetting": _forgetting(mapping(evaluation.get("forgetting"))),
+        "no_forgetting": mapping(report.get("reasons")).get("evaluate.forgetting_tokens"),
+        "baselines": _baselines(mapping(evaluation.get("baselines")), evaluation.get("lost_words") is not None),
+        "entities": _entities(mapping(evaluation.get("entities"))),
+        "loss_unit": unit,
+        "has_head": unit != TOKEN,
         "steps": steps,
         "smoothed": sum(is_number(step.get("loss")) for step in steps) >= SMOOTHED_FROM,
         "validated": any(is_number(step.get("valid_loss")) for step in steps),
         "predictions": _predictions(before_lines, after_lines, primary_metric(report)),
         "confusion": _confusion(after_lines, evaluation.get("labels")),
-        "data": _table(mapping(report.get("data")), _DATA),
+        "data": _table(mapping(report.get("data")), {**_DATA, "supervised_tokens": (f"Supervised {unit}s (learned)", show.count)}),
         "work": _table(mapping(report.get("train")), _WORK),
         "plan": _plan(report, mapping(_json(run, "plan.json"))),
         "stages": mapping(report.get("stages")),
@@ -166,6 +181,30 @@ def _forgetting(domains: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def _baselines(found: Mapping[str, Any], of_words: bool) -> dict[str, Any]:
+    """The metrics that were measured, and for each baseline its name and their values with bounds. of_words: a tag each."""
+    titles = {**_BASELINES, "majority": "Each word's most common tag in the training rows"} if of_words else _BASELINES
+    names = list(dict.fromkeys(name for values in found.values() for name in mapping(values)))
+    infos = [MetricInfo.of(name) for name in names]
+    rows = []
+    for baseline, values in found.items():
+        cells = [(info.show((one := mapping(mapping(values).get(info.name))).get("value")), info.bounds(one)) for info in infos]
+        rows.append((titles.get(str(baseline), str(baseline)), cells))
+    return {"metrics": infos, "rows": rows}
+
+
+def _entities(types: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """For each type of entity: its name, precision, recall, F1, how many there are, and how many were found."""
+    return [
+        (
+            str(name),
+            *(show.percent(mapping(values).get(k)) for k in ("precision", "recall", "f1")),
+            *(show.count(mapping(values).get(k)) for k in ("expected", "found")),
+        )
+        for name, values in types.items()
+    ]
+
+
 def _predictions(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], primary: str | None) -> dict[str, Any]:
     """Ten answers, evenly spread over the test rows, so that nobody picked them; and how many answers changed sides."""
     old = {line.get("row"): line for line in before if "prediction" in line}
@@ -179,7 +218,7 @@ def _predictions(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[st
         known = new.get(row) or old[row]
         examples.append({
             "row": place + 1, "where": f"{known.get('source', '')}:{known.get('line', '')}".strip(":"),
-            "prompt": _cut(known.get("prompt")), "reference": _cut(known.get("reference")),
+            "prompt": _cut(known.get("prompt")), "reference": _cut(_words(known, "reference")),
             "answers": [(when, *_answer(side.get(row), judged)) for when, side in (("Before", old), ("After", new))],
         })  # fmt: skip
     flips = None
@@ -205,14 +244,33 @@ def _answer(line: Mapping[str, Any] | None, judged: bool) -> tuple[dict[str, str
     """The text, its class, and what is said of it."""
     if line is None:
         return None, "neutral", ""
-    text = _cut(line.get("prediction"))
-    said = "" if _counted(line) == str(line.get("prediction", "")) else f" (likeliest label: {_counted(line)})"
+    text = _cut(_words(line, "prediction"))
+    if "lost_words" in line:
+        pairs = list(zip(str(line.get("prediction")).split(), str(line.get("reference")).split(), strict=False))
+        right = sum(a == b for a, b in pairs)
+        return text, "good" if right == len(pairs) else "neutral", f"{right} of {len(pairs)} tags right"
+    sure = f" (probability {show.percent(line['probability'])})" if is_number(line.get("probability")) else ""
+    said = (
+        sure
+        if "label" not in line
+        else ""
+        if _counted(line) == str(line.get("prediction", ""))
+        else f" (likeliest label: {_counted(line)})"
+    )
     if _right(line):
         return text, "good", f"✓ right{said}"
     if judged:
         return text, "bad", f"✗ wrong{said}"
     near = f1(str(line.get("prediction", "")), str(line.get("reference", "")))
     return text, "neutral", f"token F1 {near:.2f}"
+
+
+def _words(line: Mapping[str, Any], side: str) -> Any:
+    """An answer as it is shown: of a tagger the words, with the tags of those that have one."""
+    if "lost_words" not in line:
+        return line.get(side)
+    pairs = zip(str(line.get("prompt")).split(), str(line.get(side)).split(), strict=False)
+    return " ".join(word if tag == "O" else f"{word}/{tag}" for word, tag in pairs)
 
 
 def _cut(text: Any) -> dict[str, str]:

@@ -34,7 +34,7 @@ def page(run: Run) -> str:
     content = gather(run)
     drawn = {
         "before_after": charts.before_after(content["before"], content["after"]),
-        "loss": charts.loss_curve(content["steps"]),
+        "loss": charts.loss_curve(content["steps"], content["loss_unit"]),
         "stages": charts.stage_seconds(content["stages"]),
     }
     here = files("tunery.report")

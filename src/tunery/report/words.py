@@ -122,6 +122,11 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
         found.append(f"{_rows(data['truncated_rows'])} of the training data were cut at train.max_length.")
     if _more_than_none(data.get("dropped_rows")):
         found.append(f"{_rows(data['dropped_rows'])} of the training data were dropped.")
+    if _more_than_none(evaluation.get("lost_words")):
+        found.append(
+            f"{count(evaluation['lost_words'])} words of the test rows were cut off or are unknown to the tokenizer; they count as untagged."
+        )
+    found += _beaten(evaluation)
     for domain, probe in mapping(evaluation.get("forgetting")).items():
         difference = mapping(mapping(probe).get("difference"))
         change, p = difference.get("difference"), difference.get("p_value")
@@ -133,6 +138,23 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
         if mapping(export).get("error"):
             found.append(f"The export {name} failed: {mapping(export)['error']}")
     return found
+
+
+def _beaten(evaluation: Mapping[str, Any]) -> list[str]:
+    """The baselines that are as good as the trained model on the metric to look at first."""
+    name = primary_metric({"evaluation": evaluation})
+    own = mapping(mapping(evaluation.get("after")).get(name)).get("value") if name else None
+    sentences = []
+    for baseline, values in mapping(evaluation.get("baselines")).items():
+        value = mapping(mapping(values).get(name or "")).get("value")
+        if name and is_number(own) and is_number(value):
+            metric = MetricInfo.of(name)
+            if value >= own if metric.higher_is_better else value <= own:
+                said = f"the trained model's {metric.show(own)}"
+                sentences.append(
+                    f"The baseline {str(baseline).replace('_', ' ')} reaches {metric.show(value)} in {metric.title}, no less than {said}."
+                )
+    return sentences
 
 
 def _more_than_none(value: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tunery.errors import RunError
 from tunery.sharding._deepspeed_config import DeepSpeedOptions, read_own, whole_config
 from tunery.sharding._engine import Engine, Held, State, put_in_place, stored
 from tunery.sharding._import_deepspeed import import_deepspeed
@@ -23,6 +24,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 class DeepSpeed(Engine):
     """ZeRO stage 1, 2 or 3."""
+
+    alone = False
 
     def __init__(self, stage: int, options: DeepSpeedOptions) -> None:
         super().__init__()
@@ -72,9 +75,11 @@ class DeepSpeed(Engine):
         """DeepSpeed has done it."""
 
     def forget(self, batch: Any) -> None:
+        # It has no way to forget what it has exchanged, except that it leaves out a step whose gradient is no number.
         nats, _ = self.loss(batch)
         self.backward(nats * math.nan)
-        assert math.isnan(self.step())
+        if not math.isnan(self.step()):
+            raise RunError("DeepSpeed changed the weights by a gradient that is no number; install deepspeed 0.19.8 or a later 0.19")
 
     def gradients(self) -> dict[str, torch.Tensor]:
         from deepspeed.utils import safe_get_full_grad
@@ -91,7 +96,7 @@ class DeepSpeed(Engine):
             for name, p in self.parameters.items():
                 value = safe_get_full_fp32_param(p)
                 if self.rank == 0:
-                    values[name] = value.detach().to(p.dtype).cpu()
+                    values[name] = self._kept(value.detach().to(p.dtype))
         with put_in_place(self.model, values):
             yield self.rank == 0
 
@@ -112,7 +117,7 @@ class DeepSpeed(Engine):
         step = next(iter(states.values()))["step"]
         for group in self.optimizer.param_groups if self.stage < 3 else [{"params": self.zero.fp32_partitioned_groups_flat}]:
             for flat in group["params"]:
-                self.optimizer.state[flat] = {"step": step.clone(), **{key: torch.zeros_like(flat) for key in MOMENTS}}
+                self.optimizer.state[flat] = {"step": step.to(flat.device, copy=True), **{key: torch.zeros_like(flat) for key in MOMENTS}}
         if self.stage == 3:
             from deepspeed.utils import safe_set_local_optimizer_state as put
         else:

@@ -7,10 +7,11 @@ disk, logging) is handed to DeepSpeed as it is.
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ _UNUSED = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 """How a step is cut into batches: our packs decide that, and the result does not depend on it."""
 _FOREIGN = {
     "amp": "precision is train.precision",
-    "fp16": "precision is train.precision, and float16 is not one of its values",
+    "fp16": "precision is train.precision, which has no float16",
     "torch_autocast": "precision is train.precision",
     "data_types": "gradients are added up in float32",
     "communication_data_type": "gradients are exchanged in float32",
@@ -54,9 +55,15 @@ class DeepSpeedOptions(ProcessOptions):
 
 
 def require_deepspeed(name: str) -> None:
-    """Raise MissingExtraError unless DeepSpeed is installed."""
-    if importlib.util.find_spec("deepspeed") is None:
-        raise MissingExtraError(f"sharding {name} needs DeepSpeed, which is not installed; install with: pip install 'tunery[deepspeed]'")
+    """Raise MissingExtraError unless a DeepSpeed that works is installed: before 0.19 it does not leave out a float32 step that is no number."""
+    try:
+        version = metadata.version("deepspeed")
+    except metadata.PackageNotFoundError:
+        raise MissingExtraError(
+            f"sharding {name} needs DeepSpeed, which is not installed; install with: pip install 'tunery[deepspeed]'"
+        ) from None
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < (0, 19):
+        raise MissingExtraError(f"sharding {name} needs DeepSpeed 0.19, this is {version}; install with: pip install 'tunery[deepspeed]'")
 
 
 def read_own(options: DeepSpeedOptions) -> dict[str, Any]:

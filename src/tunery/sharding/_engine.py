@@ -32,6 +32,8 @@ class Held:
 class Engine:
     """One process, which holds everything."""
 
+    alone = True
+    """Whether the model is the same object with the same parameters after training, to be used on."""
     copies = 1
     """How many copies of the optimiser's state all processes hold together."""
 
@@ -114,7 +116,7 @@ class Engine:
         """Put back what `optimizer_state` gave, written by any number of processes and any sharding."""
         for name, p in self.parameters.items():
             if name in states:
-                self.optimizer.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in states[name].items()}
+                self.optimizer.state[p] = {k: v.to(p.device) for k, v in states[name].items()}
 
     def moments(self) -> int:
         """Bytes of AdamW's two values for each trained one, whole."""
@@ -136,6 +138,12 @@ class Engine:
     def collected(self, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
         """A small tensor of each process, in the order of ranks."""
         return _processes.collected(tensor)
+
+    def _kept(self, value: torch.Tensor) -> torch.Tensor:
+        """A whole weight where there is room for all of them: on its device where little is trained, as for adapters, else in main memory."""
+        count = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
+        learned = sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters.values())
+        return value if learned * 10 < count else value.cpu()
 
     def _held(self) -> Iterable[torch.Tensor]:
         """This process's part of the trained weights."""

@@ -19,6 +19,8 @@ from tunery.sharding._layers import layers
 class FullySharded(Engine):
     """Each weight is divided by rows; a layer is gathered before it is computed and divided again after."""
 
+    alone = False
+
     def __init__(self, offload: bool = False) -> None:
         super().__init__()
         self.offload = offload
@@ -48,7 +50,7 @@ class FullySharded(Engine):
         for name, p in self.parameters.items():
             value = whole(p.detach())
             if self.rank == 0:
-                values[name] = value.cpu()
+                values[name] = self._kept(value)
         with put_in_place(self.model, values):
             yield self.rank == 0
 
@@ -61,7 +63,7 @@ class FullySharded(Engine):
     def load_optimizer_state(self, states: Mapping[str, State]) -> None:
         for name, p in self.parameters.items():
             if name in states:
-                self.optimizer.state[p] = {k: v if k == "step" else _as(v, p) for k, v in states[name].items()}
+                self.optimizer.state[p] = {k: v.to(p.device) if k == "step" else _as(v, p) for k, v in states[name].items()}
 
     def _held(self) -> Iterable[torch.Tensor]:
         return [p.to_local() if isinstance(p, DTensor) else p for p in self.parameters.values()]

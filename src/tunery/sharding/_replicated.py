@@ -15,6 +15,8 @@ from tunery.sharding._engine import Engine
 class Replicated(Engine):
     """Gradients are added up in each process, and summed over all of them with a step's last batch."""
 
+    alone = False
+
     def __init__(self) -> None:
         super().__init__()
         self.copies = self.world

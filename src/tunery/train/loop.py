@@ -196,7 +196,7 @@ def train(
             raise Interrupted(f"stopped after training; go on with `tunery resume {run.path}`")
         state.seconds = before + time.monotonic() - started
     if (kept := kept_step(state, settings)) != state.step:
-        if engine.world == 1:
+        if engine.alone:
             method.load(model, run.checkpoints / f"step-{kept}" / "learned")
         progress.say(f"kept the weights of step {kept}, where valid_loss was lowest ({state.best_valid_loss:.4f})")
     if settings.gradient_checkpointing:

@@ -16,10 +16,10 @@ import numpy as np
 from tunery.train.packs import TokenRow
 
 if TYPE_CHECKING:
-    from tunery.train.learners import Learner
     from transformers import PreTrainedModel
 
     from tunery.sharding._engine import Engine
+    from tunery.train.learners import Learner
 
 WINDOW = 256
 """Rows of a process whose batches are counted together when all rows are walked through."""
