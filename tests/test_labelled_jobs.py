@@ -24,7 +24,8 @@ from tunery.progress import Quiet
 @pytest.fixture(scope="module")
 def classified(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> pipeline.Result:
     folder = tmp_path_factory.mktemp("classify")
-    return tunery.finetune(write_labelled_job(folder, tiny_bert, "classify"), run=folder / "run")
+    job = write_labelled_job(folder, tiny_bert, "classify", train={"epochs": 5, "learning_rate": 0.005})
+    return tunery.finetune(job, run=folder / "run")
 
 
 @pytest.fixture(scope="module")

@@ -24,23 +24,21 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "support")]
 
-from walk_case import Case, model_folder  # noqa: E402
+from walk_case import Case, can_export  # noqa: E402
 
-from tunery import __version__, combinations, export  # noqa: E402
+from tunery import __version__, combinations  # noqa: E402
 from tunery.combinations import walked  # noqa: E402
 from tunery.combinations.document import document, readme_section, with_section  # noqa: E402
-from tunery.errors import InputError  # noqa: E402
 from tunery.run import write_text  # noqa: E402
 
 RESULTS = ROOT / "src" / "tunery" / "combinations" / "walked.json"
 DOCS, README = ROOT / "docs" / "combinations.md", ROOT / "README.md"
 DEAR = ("onnx", "gguf")
-"""Exports that take seconds even of a tiny model: their cases come after the others."""
+"""Exports that take seconds even of a tiny model: each has cases of its own, after the others."""
 LONGEST = 600
 """Seconds after which a case that does not end has failed."""
 
@@ -63,12 +61,13 @@ def main() -> int:
 
 def cases(device: str) -> Iterator[Case]:
     """Every training run of the table: one process before several, cheap exports before dear ones."""
-    for shardings, dear in itertools.product((False, True), (False, True)):
+    possible = {name: can_export(name) for name in combinations.values()["export"]}
+    for shardings, dear in itertools.product((False, True), (None, *DEAR)):
         runs: dict[Case, list[str]] = {}
         for cell in combinations.cells(device=device):
-            if (cell["sharding"] != "none") is not shardings or (cell["export"] in DEAR) is not dear:
+            if (cell["sharding"] != "none") is not shardings or (cell["export"] if cell["export"] in DEAR else None) != dear:
                 continue
-            if combinations.refusal_of(cell) is None and _installed(cell["export"]):
+            if combinations.refusal_of(cell) is None and possible[cell["export"]]:
                 for architecture in walked.ARCHITECTURES[cell["model"]]:
                     run = Case(cell["task"], cell["method"], cell["sharding"], cell["precision"], architecture, ())
                     runs.setdefault(run, []).append(cell["export"])
@@ -90,8 +89,6 @@ def _walk(todo: list[Case], known: dict[str, dict[str, str]], device: str, worke
         waiting.put(case)
     lock, done, failed, started, saved = threading.Lock(), itertools.count(1), [0], time.monotonic(), [time.monotonic()]
     models = Path(tempfile.mkdtemp(prefix="tunery-walk-"))
-    for architecture in sorted({case.architecture for case in todo}):
-        model_folder(architecture, models)
 
     def finish(case: Case, result: Mapping[str, str | None]) -> None:
         with lock:
@@ -215,15 +212,6 @@ def _left(case: Case, known: Mapping[str, Mapping[str, str]], device: str, again
 
 def _key(case: Case, device: str) -> str:
     return walked.key_of({**asdict(case), "device": device}, case.architecture)
-
-
-def _installed(name: str) -> bool:
-    exporter: Any = export.get(name)
-    try:
-        exporter.require()
-    except InputError:
-        return False
-    return True
 
 
 def _device() -> str:

@@ -75,17 +75,21 @@ def tiny_tokenizer() -> Any:
 
 def tiny_word_pieces() -> Any:
     """BERT's kind of tokenizer: lower case, word pieces, `[CLS]` before a text and `[SEP]` after it."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    import string
+
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    # Not by the library's trainer, which numbers pieces in the order of a hash table: another one in each process.
+    words = {word for line in training_text() for word in line.lower().replace(".", " ").replace(",", " ").split()}
+    characters = set(string.ascii_lowercase + string.digits + string.punctuation)
+    endings = {f"##{piece}" for piece in characters | {"er", "es", "ing", "ire", "ly", "or"}}
+    pieces = [*special, *sorted(characters | words | endings)]
+    tokenizer = Tokenizer(models.WordPiece({piece: n for n, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator(
-        training_text(), trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
-    )
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", special.index("[SEP]")), ("[CLS]", special.index("[CLS]")))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", mask_token="[MASK]"

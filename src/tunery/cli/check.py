@@ -18,6 +18,7 @@ def check(
     """Check a recipe and its data; nothing is trained. Training refuses what this refuses."""
     from tunery.cli.check_view import show
     from tunery.data.check import check as check_data
+    from tunery.inputs import absolute
     from tunery.models.cache import cache_folder
     from tunery.models.load import load_tokenizer
     from tunery.progress import Lines
@@ -26,7 +27,8 @@ def check(
 
     progress = Lines()
     written = read(recipe, set_ or ())
-    resolved = with_labels(resolve(written, progress, str(recipe)), recipe.resolve().parent)
+    base = recipe.resolve().parent
+    resolved = with_labels(resolve(absolute(written, base), progress, str(recipe)), base)
     renderer = resolved.renderer(load_tokenizer(resolved.folder))
     train = resolved.recipe.train
     assert train.max_length is not None
@@ -36,7 +38,7 @@ def check(
         max_length=train.max_length,
         context=resolved.context,
         seed=train.seed,
-        base=recipe.resolve().parent,
+        base=base,
         cache=cache_folder(),
         kinds=resolved.task.ROWS,
         progress=lambda done, total, what: progress.show(what, done, total),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,8 +21,18 @@ def console() -> Console:
 
 def emit(content: Any) -> None:
     """One JSON object on standard output."""
-    sys.stdout.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
-    sys.stdout.flush()
+    out = _output[0] if _output else sys.stdout
+    out.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+    out.flush()
+
+
+_output: list[TextIO] = []
+
+
+def keep_output_for_json() -> None:
+    """From here on only `emit` writes to standard output: what a library prints there goes to standard error."""
+    _output.append(sys.stdout)
+    sys.stdout = sys.stderr
 
 
 def fail(message: str, code: int, as_json: bool) -> int:
@@ -41,3 +52,7 @@ def prepare_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # On import they tell of optional kernels that they did not find.
+    for library in ("bitsandbytes", "DeepSpeed"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")

@@ -12,7 +12,7 @@ import typer
 
 from tunery import __version__
 from tunery.cli import chat, check, doctor, eval, export, import_, methods, report, resume, train
-from tunery.cli.common import fail, prepare_libraries
+from tunery.cli.common import fail, keep_output_for_json, prepare_libraries
 
 app = typer.Typer(
     name="tunery",
@@ -43,6 +43,8 @@ def run() -> None:
 
     prepare_libraries()
     as_json = "--json" in sys.argv
+    if as_json:
+        keep_output_for_json()
     try:
         code = app(standalone_mode=False)
         if code == 130:  # typer's own answer to Ctrl-C, which says nothing

@@ -83,9 +83,13 @@ def load_run(
 
 
 def load_base(recipe: Recipe, folder: Path, dtype: str, device: str = "cpu") -> PreTrainedModel:
-    """The model that a resolved recipe starts from: under the task's head where it has one, with the attention that its rows need."""
+    """The model that a resolved recipe starts from: under the task's head where it has one, with the attention that its rows need.
+
+    A method that trains the base gets it in float32, whatever `dtype` is: rounded first, it would begin elsewhere.
+    """
     from tunery.train import attention
 
+    dtype = "float32" if methods.get(recipe.method.name).TRAINS_BASE else dtype
     task, options = tasks.of(recipe.task)
     if task.FORM in ("sequence", "token"):
         return load_model(folder, dtype, device, head=Head(task.FORM, tuple(options.labels)), seed=recipe.train.seed)
