@@ -115,7 +115,7 @@ def _walk(todo: list[Case], known: dict[str, dict[str, str]], device: str, worke
             finish(case, worker.do(case))
         worker.close()
 
-    threads = [threading.Thread(target=serve) for _ in range(workers)]
+    threads = [threading.Thread(target=serve, daemon=True) for _ in range(workers)]
     try:
         for thread in threads:
             thread.start()
