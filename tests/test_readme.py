@@ -74,3 +74,11 @@ def test_the_map_names_every_room() -> None:
 def test_linked_files_exist() -> None:
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / link).is_file(), link
+
+
+def test_the_further_lines_of_a_recipe_are_known() -> None:
+    from tunery.recipe import from_mapping
+
+    for block in blocks("yaml")[1:]:
+        written = yaml.safe_load(block)
+        assert from_mapping({"model": "m", "data": {"train": "t.jsonl"}, **written}).as_written().keys() >= written.keys()
