@@ -15,7 +15,7 @@ test: setup  ## style, types and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src tests $(wildcard examples bench walk)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 walk: setup  ## every cell of the combination table that is not refused, for real: hours, and it goes on where it stopped
 	$(BIN)/python walk/run.py
