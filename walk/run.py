@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -124,17 +125,19 @@ def _walk(todo: list[Case], known: dict[str, dict[str, str]], device: str, worke
     finally:
         with lock:
             _save(known)
+        shutil.rmtree(models, ignore_errors=True)
     return failed[0]
 
 
 class Worker:
-    """A process that does cases, started again when it dies. Training's own output goes nowhere; its last words are kept for a crash."""
+    """A process that does cases, started again when it dies. What training prints goes nowhere."""
 
     def __init__(self, models: Path) -> None:
         self.models = models
         self.process: subprocess.Popen[str] | None = None
 
-    def do(self, case: Case) -> dict[str, str | None]:
+    def do(self, case: Case, second: bool = False) -> dict[str, str | None]:
+        """The result of a case. A process that dies is given the case once more."""
         if self.process is None:
             self.process = self._start()
         assert self.process.stdin is not None
@@ -154,6 +157,8 @@ class Worker:
             result: dict[str, str | None] = json.loads(line)
             return result
         code, self.process = self.process.wait(), None
+        if not late and not second:  # what kills a process from outside, such as a machine short of memory, says nothing about the cell
+            return self.do(case, second=True)
         return dict.fromkeys(case.exports, f"it took longer than {LONGEST} s" if late else f"the process died (exit code {code})")
 
     def close(self) -> None:
