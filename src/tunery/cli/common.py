@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ def console() -> Console:
 
 def emit(content: Any) -> None:
     """One JSON object on standard output."""
-    out = _output[0] if _output else sys.stdout
+    out = _output[-1] if _output else sys.stdout
     out.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
     out.flush()
 
@@ -29,10 +31,20 @@ def emit(content: Any) -> None:
 _output: list[TextIO] = []
 
 
-def keep_output_for_json() -> None:
-    """From here on only `emit` writes to standard output: what a library prints there goes to standard error."""
-    _output.append(sys.stdout)
+@contextmanager
+def output_kept_for_json(wanted: bool) -> Iterator[None]:
+    """Within it only `emit` writes to standard output: what a library prints there goes to standard error."""
+    if not wanted:
+        yield
+        return
+    out = sys.stdout
+    _output.append(out)
     sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        _output.pop()
+        sys.stdout = out
 
 
 def fail(message: str, code: int, as_json: bool) -> int:

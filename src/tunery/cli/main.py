@@ -12,7 +12,7 @@ import typer
 
 from tunery import __version__
 from tunery.cli import chat, check, doctor, eval, export, import_, methods, report, resume, train
-from tunery.cli.common import fail, keep_output_for_json, prepare_libraries
+from tunery.cli.common import fail, output_kept_for_json, prepare_libraries
 
 app = typer.Typer(
     name="tunery",
@@ -39,30 +39,32 @@ def main(version: Annotated[bool, typer.Option("--version", callback=_version, i
 
 def run() -> None:
     """The console script: errors that Tunery knows end in one sentence and their exit code, never in a traceback."""
-    from tunery.errors import TuneryError
-
     prepare_libraries()
     as_json = "--json" in sys.argv
-    if as_json:
-        keep_output_for_json()
+    with output_kept_for_json(as_json):
+        code = _exit_code(as_json)
+    sys.exit(code)
+
+
+def _exit_code(as_json: bool) -> int:
+    """Run the command that the arguments name, and say what went wrong."""
+    from tunery.errors import TuneryError
+
     try:
         code = app(standalone_mode=False)
-        if code == 130:  # typer's own answer to Ctrl-C, which says nothing
-            code = fail("interrupted", 130, as_json)
+        return fail("interrupted", 130, as_json) if code == 130 else code or 0  # 130 is typer's own answer to Ctrl-C, which says nothing
     except TuneryError as e:
-        code = fail(str(e), e.exit_code, as_json)
+        return fail(str(e), e.exit_code, as_json)
     except KeyboardInterrupt:
-        code = fail("interrupted", 130, as_json)
+        return fail("interrupted", 130, as_json)
     except typer.Exit as e:
-        code = e.exit_code
+        return e.exit_code
     except Exception as e:
         if hasattr(e, "format_message"):  # a wrong option or argument, as the command-line library says it
-            code = fail(e.format_message(), 2, as_json)
-        elif e.__class__.__name__ == "Abort":
-            code = fail("interrupted", 130, as_json)
-        else:
-            import traceback
+            return fail(e.format_message(), 2, as_json)
+        if e.__class__.__name__ == "Abort":
+            return fail("interrupted", 130, as_json)
+        import traceback
 
-            traceback.print_exc()
-            code = fail(f"{e.__class__.__name__}: {e}; this is a fault in Tunery or in a library it uses, please report it", 1, as_json)
-    sys.exit(code or 0)
+        traceback.print_exc()
+        return fail(f"{e.__class__.__name__}: {e}; this is a fault in Tunery or in a library it uses, please report it", 1, as_json)
