@@ -103,7 +103,7 @@ def preference() -> dict[str, Rows]:
             "preferred_output": [{"role": "assistant", "content": options[letter]}],
             "non_preferred_output": [{"role": "assistant", "content": wrong}],
         })  # fmt: skip
-    return _split(list(rows.values()), train=600, test=160)
+    return _split(list(rows.values()), train=400, test=120)
 
 
 TASKS: dict[str, Callable[[], dict[str, Rows]]] = {"chat": chat, "text": text, "classify": classify, "tag": tag, "preference": preference}
