@@ -1,7 +1,7 @@
 """A pairwise cover of the combination table, walked for real: every two choices that may stand together are trained together here.
 
-The cells of one process are covered in all their pairs. Those of several processes take seconds only to start, so they have a cover of
-their own, over the methods that differ in what is divided; `make walk` does every cell.
+The cells of one process are covered in all their pairs. Those of several processes have a cover of their own, over the methods that differ
+in what is divided; `make walk` does every cell.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import walk_case
+from forked import forked_processes
 from pairwise import cover
 from walk_case import Case, model_folder, walk
 
 from tunery import combinations
-from tunery.combinations.walked import ARCHITECTURES
+from tunery.combinations.walked import ARCHITECTURES, FROM_SAVED
+from tunery.run import Run
 
 SHARDED = {"method": ("full", "lora", "dora"), "task": ("chat", "classify", "preference")}
 """The base's own weights, matrices beside a frozen base, and a method that reads whole frozen weights; a task of each form."""
@@ -33,8 +36,7 @@ def _allowed(several: bool) -> list[dict[str, str]]:
     for cell in combinations.cells(device="cpu"):
         if (cell["sharding"] != "none") is not several or combinations.refusal_of(cell) or cell["export"] in LEFT_OUT:
             continue
-        # What leaves a run of several processes is the same folder as of one, so its cover needs no export that takes long.
-        if several and (any(cell[axis] not in names for axis, names in SHARDED.items()) or cell["export"] in SECONDS):
+        if several and (any(cell[axis] not in names for axis, names in SHARDED.items()) or cell["export"] in FROM_SAVED):
             continue
         found += [{**{k: v for k, v in cell.items() if k not in ("model", "device")}, "model": a} for a in ARCHITECTURES[cell["model"]]]
     return found
@@ -64,10 +66,26 @@ def test_one_process(case: Case, models: Path, tmp_path: Path) -> None:
     assert walk(case, models, tmp_path) == dict.fromkeys(case.exports)
 
 
-@pytest.mark.real
 @pytest.mark.parametrize("case", _cases(several=True), ids=lambda case: case.name)
 def test_two_processes(case: Case, models: Path, tmp_path: Path) -> None:
-    assert walk(case, models, tmp_path) == dict.fromkeys(case.exports)
+    with forked_processes():
+        assert walk(case, models, tmp_path) == dict.fromkeys(case.exports)
+
+
+def test_files_that_differ_from_those_of_one_process_are_seen(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("chat", "lora", "ddp", "fp32", "llama", ("adapter",))
+    require_same = walk_case.require_same_files
+
+    def renamed(run: Path, *rest: Any) -> None:
+        file = Run(run).learned / "adapter_model.safetensors"
+        file.rename(file.with_name("model.safetensors"))
+        require_same(run, *rest)
+
+    monkeypatch.setattr(walk_case, "require_same_files", renamed)
+    with forked_processes():
+        problem = walk(case, models, tmp_path)["adapter"]
+    assert problem is not None
+    assert "ddp saved other files or tensors than one process: adapter_model.safetensors, model.safetensors" in problem
 
 
 def test_a_case_that_is_wrong_is_said_to_be(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

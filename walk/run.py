@@ -38,8 +38,6 @@ from tunery.run import write_text  # noqa: E402
 
 RESULTS = ROOT / "src" / "tunery" / "combinations" / "walked.json"
 DOCS, README = ROOT / "docs" / "combinations.md", ROOT / "README.md"
-DEAR = ("onnx", "gguf")
-"""Exports that take seconds even of a tiny model: each has cases of its own, after the others."""
 LONGEST = 600
 """Seconds after which a case that does not end has failed."""
 
@@ -61,12 +59,13 @@ def main() -> int:
 
 
 def cases(device: str) -> Iterator[Case]:
-    """Every training run of the table: one process before several, cheap exports before dear ones."""
+    """Every training run of the table: one process before several, exports that take long in runs of their own."""
     possible = {name: can_export(name) for name in combinations.values()["export"]}
-    for shardings, dear in itertools.product((False, True), (None, *DEAR)):
+    for several, alone in [(False, None), *((False, name) for name in walked.FROM_SAVED), (True, None)]:
         runs: dict[Case, list[str]] = {}
         for cell in combinations.cells(device=device):
-            if (cell["sharding"] != "none") is not shardings or (cell["export"] if cell["export"] in DEAR else None) != dear:
+            own = cell["export"] if cell["export"] in walked.FROM_SAVED else None
+            if (cell["sharding"] != "none") is not several or own != alone:
                 continue
             if combinations.refusal_of(cell) is None and possible[cell["export"]]:
                 for architecture in walked.ARCHITECTURES[cell["model"]]:

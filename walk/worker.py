@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "support")]
 
+from forked import forked_processes  # noqa: E402
 from walk_case import Case, walk  # noqa: E402
 
 
@@ -25,7 +26,8 @@ def main() -> None:
         case = Case(**{**plain, "exports": tuple(plain["exports"])})
         work = Path(tempfile.mkdtemp(prefix=case.name))
         try:
-            result = walk(case, models, work)
+            with forked_processes():
+                result = walk(case, models, work)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         results.write(json.dumps(result) + "\n")

@@ -14,12 +14,14 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jobs import chat_lines
 from tiny import tiny_model
+
+from tunery.run import write_text
 
 STEPS = 3
 ROWS = (12, 4)
@@ -139,6 +141,8 @@ def walk(case: Case, models: Path, work: Path) -> dict[str, str | None]:
         if not Run(run).learned.is_dir():
             return dict.fromkeys(case.exports, problem or "nothing was learned")
         require_learned(run, case)
+        if case.sharding != "none":
+            require_same_files(run, case, models, work)
     except Exception as e:
         return dict.fromkeys(case.exports, sentence(e))
     return {name: _export_problem(run, name, work, sentence) for name in case.exports}
@@ -164,6 +168,38 @@ def require_learned(run: Path, case: Case) -> None:
     worst = max(abs(_nats(x) - _nats(y)) / max(abs(_nats(x)), 1.0) for x, y in zip(after, again, strict=True))
     if not worst <= TOLERANCE[case.precision]:
         raise Mismatch(f"loaded again, the model computes something else: a row's loss differs by {worst:.2g} of itself")
+
+
+def require_same_files(run: Path, case: Case, models: Path, work: Path) -> None:
+    """Raises Mismatch unless several processes left the files that one process leaves, with the same tensors of the same types and shapes."""
+    import tunery
+    from tunery.run import Run
+
+    kept = models / "files" / f"{replace(case, sharding='none', exports=()).name}.json"
+    if not kept.is_file():  # once for all shardings
+        recipe = recipe_of(replace(case, sharding="none", exports=()), model_folder(case.architecture, models), work / "data")
+        tunery.finetune({**recipe, "train": {**recipe["train"], "max_steps": 1}}, run=work / "alone")
+        kept.parent.mkdir(exist_ok=True)
+        write_text(kept, json.dumps(_files(Run(work / "alone").learned)))
+    expected, found = json.loads(kept.read_text()), _files(Run(run).learned)
+    different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if different:
+        raise Mismatch(f"{case.sharding} saved other files or tensors than one process: {', '.join(different)}")
+
+
+def _files(folder: Path) -> dict[str, Any]:
+    """Each file's tensors with their types and shapes; a file of anything else with its text."""
+    from safetensors import safe_open
+
+    files: dict[str, Any] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as tensors:
+                layouts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+                files[file.name] = {name: [layout.get_dtype(), layout.get_shape()] for name, layout in layouts.items()}
+        else:
+            files[file.name] = file.read_text(encoding="utf-8")
+    return files
 
 
 def _export_problem(run: Path, name: str, work: Path, sentence: Callable[[Exception], str]) -> str | None:

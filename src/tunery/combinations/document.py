@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunery.combinations import cells, refusal_of, table
-from tunery.combinations.walked import ARCHITECTURES, status_of, walked
+from tunery.combinations.walked import ARCHITECTURES, FROM_SAVED, status_of, walked
 
 COMMAND = "python walk/run.py --write"
 BEGIN, END = f"<!-- combinations: written by `{COMMAND}` -->", "<!-- /combinations -->"
@@ -14,14 +14,20 @@ declares what it does not go together with; the rest of this page is derived fro
 
 A cell is *walked* when, on a tiny random model of each architecture of its kind ({architectures}), a recipe with exactly its seven choices
 was trained for three steps through `tunery.finetune` (in two processes where it is sharded), what was learned changed the model, the run
-was loaded again and gave the same losses, and the export was made with its proof. Nothing is inferred from a neighbouring cell: what was
-not walked is `untested`. `make walk` walks every cell and writes this page."""
+was loaded again and gave the same losses, and the export was made with its proof. A run of two processes must also leave the very files
+that one process leaves, tensor for tensor in name, type and shape. The exports that take long ({long}) read nothing but those files, so
+they are made from the run of one process, and a cell of several counts when both were walked: its training, and its export. Nothing else
+is inferred from a neighbouring cell: what was not walked is `untested`. `make walk` walks every cell and writes this page."""
 
 
 def document() -> str:
     """docs/combinations.md."""
     architectures = "; ".join(f"{kind}: {' and '.join(names)}" for kind, names in ARCHITECTURES.items())
-    blocks = ["# What goes with what", f"Written by `{COMMAND}`; do not edit.", _DEFINITION.format(architectures=architectures)]
+    blocks = [
+        "# What goes with what",
+        f"Written by `{COMMAND}`; do not edit.",
+        _DEFINITION.format(architectures=architectures, long=", ".join(FROM_SAVED)),
+    ]
     blocks += [_counts(), table.in_full().strip()]
     failures = _failures()
     if failures:

@@ -2,7 +2,9 @@
 
 A cell is *walked* when, on a tiny random model of each architecture of its kind, a recipe with exactly its seven choices was trained for a
 few steps through `tunery.finetune`, what was learned changed the model, was loaded again and computed the same, in PEFT or transformers
-too, and the export was made with its proof. Nothing is inferred from a neighbouring cell.
+too, and the export was made with its proof. Of several processes the run must also leave the very files that one process leaves, tensor for
+tensor in name, type and shape; the exports that take long (`FROM_SAVED`) read those files alone, so they are made from the run of one
+process, and a cell of several counts when both halves were walked. Nothing else is inferred from a neighbouring cell.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from typing import Any, Literal
 
 ARCHITECTURES: Mapping[str, tuple[str, ...]] = {"decoder": ("llama", "phi3"), "encoder": ("bert",)}
 """The architectures on which a cell of each kind of model is walked."""
+
+FROM_SAVED = ("onnx", "gguf")
+"""Exports that are walked in one process only: they are made of what a run has saved, and see nothing of the processes that saved it."""
 
 Status = Literal["yes", "fails", "untested"]
 
@@ -36,11 +41,22 @@ def walked() -> Mapping[str, Mapping[str, str]]:
 def status_of(cell: Mapping[str, str], known: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[Status, str]:
     """(`yes`, the oldest version that it was walked with), (`fails`, why), or (`untested`, "")."""
     runs = walked() if known is None else known
-    found = [runs.get(key_of(cell, a), {}).get(cell["export"], "") for a in ARCHITECTURES[cell["model"]]]
+    found = [said for half in _halves(cell) for said in _said(half, runs)]
     failed = [f.removeprefix("failed: ") for f in found if f.startswith("failed: ")]
     if failed:
         return "fails", failed[0]
     return ("yes", min(found, key=_numbers)) if all(found) else ("untested", "")
+
+
+def _halves(cell: Mapping[str, str]) -> list[dict[str, str]]:
+    """The cells whose runs are this cell's walk: itself; of several processes with a long export, the training and the export."""
+    if cell["export"] in FROM_SAVED and cell["sharding"] != "none":
+        return [{**cell, "export": "merged"}, {**cell, "sharding": "none"}]
+    return [dict(cell)]
+
+
+def _said(cell: Mapping[str, str], runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [runs.get(key_of(cell, a), {}).get(cell["export"], "") for a in ARCHITECTURES[cell["model"]]]
 
 
 def _numbers(version: str) -> list[int]:

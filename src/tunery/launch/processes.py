@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,18 +85,23 @@ def _start(run: Run, rank: int, count: int, meeting: Path, logs: Path, pipe: int
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
     }
     failure, log = meeting / f"failure-{rank}.json", logs / f"rank-{rank}.log"
-    command = [sys.executable, "-m", "tunery.launch", str(run.path.resolve()), str(failure)]
+    process = start_process([str(run.path.resolve()), str(failure)], environment, log, pipe if rank == 0 else None)
+    return _Worker(rank, process, log, failure)
+
+
+def start_process(arguments: list[str], environment: Mapping[str, str], log: Path, pipe: int | None) -> subprocess.Popen[bytes]:
+    """`python -m tunery.launch ARGUMENTS` with its output in `log`, and `pipe` open in it if it is one."""
+    command = [sys.executable, "-m", "tunery.launch", *arguments]
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, str(pipe)] if rank == 0 else command,
+        return subprocess.Popen(
+            command if pipe is None else [*command, str(pipe)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            pass_fds=(pipe,) if rank == 0 else (),
+            pass_fds=() if pipe is None else (pipe,),
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
         )
-    return _Worker(rank, process, log, failure)
 
 
 def _wait(run: Run, workers: list[_Worker]) -> None:
