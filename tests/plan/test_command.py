@@ -105,3 +105,15 @@ def test_known_shapes_have_the_published_number_of_parameters(name: str) -> None
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(known_config(name))
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(CATALOGUE[name].parameters, rel=1e-3)
+
+
+@pytest.mark.real
+def test_a_model_that_is_not_here_is_planned_by_its_shapes(command: Command, smollm2: Path, tmp_path: Path) -> None:
+    recipe = write_job(tmp_path, smollm2, model="llama-3-70b", train={"precision": "auto"})
+    code, out, _ = command("plan", recipe, "--on", "h100", "--processes", "8", "--json")
+    assert code == 0
+    plan = json.loads(out)
+    assert plan["tokenizer"] == "smollm2-135m"
+    cells = {(c["method"], c["sharding"]): c for c in plan["candidates"]}
+    assert cells["lora", "none"]["memory"]["weights"] == 2 * 70_553_706_496
+    assert cells["lora", "zero3"]["process_memory_bytes"] < plan["available_bytes"] < cells["lora", "none"]["process_memory_bytes"]

@@ -115,7 +115,9 @@ def _downloaded(name: str) -> bool:
 def config_of(recipe: Recipe, resolved: Resolved, absent: bool) -> Any:
     """The model's transformers config: its folder's, or the known shapes of one that is not here."""
     if absent:
-        return known_config(recipe.model)
+        config = known_config(recipe.model)
+        config._name_or_path = str(resolved.folder)  # methods that take positions ask there for the context, which is the stand-in's
+        return config
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(resolved.folder, trust_remote_code=False, local_files_only=True)
