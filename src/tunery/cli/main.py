@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from tunery import __version__
-from tunery.cli import chat, check, doctor, eval, export, import_, methods, report, resume, train
+from tunery.cli import chat, check, doctor, eval, export, import_, methods, plan, report, resume, train
 from tunery.cli.common import fail, output_kept_for_json, prepare_libraries
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for module in (check, train, resume, eval, export, report, chat, methods, doctor):
+for module in (check, plan, train, resume, eval, export, report, chat, methods, doctor):
     app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 app.command("import")(import_.import_)
 

@@ -119,6 +119,8 @@ _ENTRIES = (
     _on_hub("smollm3-3b", "HuggingFaceTB/SmolLM3-3B", 3_075_098_624, 65_536, "Apache-2.0"),
     _on_hub("llama-3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400, 131_072, "Llama 3.2 Community", gated=True),
     _on_hub("llama-3.2-3b", "meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824, 131_072, "Llama 3.2 Community", gated=True),
+    _on_hub("llama-3-8b", "meta-llama/Meta-Llama-3-8B-Instruct", 8_030_261_248, 8192, "Llama 3 Community", gated=True),
+    _on_hub("llama-3-70b", "meta-llama/Meta-Llama-3-70B-Instruct", 70_553_706_496, 8192, "Llama 3 Community", gated=True),
     _on_hub("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248, 131_072, "Llama 3.1 Community", gated=True),
     _on_hub("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", 494_032_768, 32_768, "Apache-2.0"),
     _on_hub("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304, 32_768, "Apache-2.0"),

@@ -1,0 +1,43 @@
+"""A small training batch of known shape, to compare what is counted with what a machine really takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from tunery import methods, tasks
+from tunery.plan._counting import count
+from tunery.plan.workload import Count
+from tunery.train import attention, forward, learners
+
+
+def batch(dtype: torch.dtype, tokens: int) -> tuple[Callable[[], Any], Count]:
+    """(a function that computes one batch with its gradient, what is counted of it): LoRA on four of SmolLM2-135M's layers."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    attention.register()
+    config = LlamaConfig(
+        vocab_size=1024, hidden_size=576, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=9, num_key_value_heads=3
+    )
+    config.dtype = dtype
+    row = SimpleNamespace(tokens=np.arange(tokens + 1, dtype=np.int32) % 1000, weights=np.r_[0, np.ones(tokens)].astype(np.float32))
+    learner, method = learners.get(tasks.get("chat")), methods.get("lora")
+
+    def build(config: Any) -> Any:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
+        model.requires_grad_(False)
+        model = method.attach(model, method.Options(), 0).train()
+        forward._compared.add(model)  # on shapes alone there are no logits to compare
+        return model
+
+    def loss(model: Any) -> torch.Tensor:
+        return learner.loss(model, next(iter(learner.batches(model, [row]))))[0]
+
+    counted = count(config, build, [loss])[0]
+    with torch.random.fork_rng(devices=[]):
+        model = build(config)
+    return (lambda: loss(model).backward()), counted

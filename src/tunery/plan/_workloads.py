@@ -1,0 +1,187 @@
+"""From a resolved recipe, its tokenised rows and a model's config to what a method has to do: a `Workload`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from tunery.methods import Method, _low_rank
+from tunery.models.heads import Head
+from tunery.models.load import automatic_class, quiet_transformers
+from tunery.plan._counting import count, with_layers
+from tunery.plan.workload import Workload
+from tunery.tasks import Task
+from tunery.train import attention, forward, learners
+from tunery.train.forward import LOGITS
+from tunery.train.steps import plan_steps
+
+SAMPLED = 24
+"""Steps whose batches are really made; the others are taken to be like them."""
+POINTS = 3
+"""Batches of different length that are counted; between them a line is drawn."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What does not depend on the method: the model's config, the task, the rows and how they are cut into steps."""
+
+    config: Any
+    dtype: torch.dtype
+    task: Task
+    task_options: Any
+    rows: Any
+    settings: Any
+    checkpointing: bool = False
+    test_rows: int = 0
+    test_tokens: int = 0
+    new_tokens: int = 0
+
+
+def workload(job: Job, method: Method, options: Any) -> Workload:
+    """What training `job` with this method takes. Raises RuntimeError or NotImplementedError for a method that needs real weights."""
+    steps = plan_steps(
+        job.rows.lengths,
+        epochs=job.settings.epochs,
+        seed=job.settings.seed,
+        rows_per_step=job.settings.rows_per_step,
+        tokens_per_step=job.settings.tokens_per_step,
+        max_steps=job.settings.max_steps,
+    )
+    learner: Any = learners.get(job.task, job.task_options, getattr(options, "dropout", 0) == 0)
+    rows = _with_reference(job, learner)
+    build = _builder(job, method, options)
+    with torch.device("meta"):
+        one, two = (build(with_layers(job.config, n)) for n in (1, 2))
+    batches, sizes = _batches(learner, one, rows, steps, job.rows.lengths)
+    order = sorted(batches, key=_size)
+    chosen = [order[round(k * (len(order) - 1) / (POINTS - 1))] for k in range(POINTS)]
+    chosen = list({_size(b): b for b in chosen}.values())
+    counts = count(job.config, build, [partial(_loss, learner, b) for b in chosen])
+    if job.checkpointing:
+        plain = count(job.config, _builder(replace(job, checkpointing=False), method, options), [partial(_loss, learner, chosen[-1])])[0]
+        counts[-1].saved_bytes += plain.layer_bytes  # one layer at a time is computed again and kept until its gradient is done
+    layers = int(job.config.get_text_config().num_hidden_layers)
+
+    def whole(measure: Callable[[Any], int]) -> int:
+        return measure(one) + (measure(two) - measure(one)) * (layers - 1)
+
+    width = job.dtype.itemsize
+    learned = whole(lambda m: sum(p.numel() for p in m.parameters() if p.requires_grad))
+    every = whole(lambda m: sum(p.numel() for p in m.parameters()))
+    base = every if method.TRAINS_BASE else every - learned
+    linear = whole(lambda m: sum(x.weight.numel() for x in _linear(m)))
+    layer = sum(x.weight.numel() for x in _linear(two)) - sum(x.weight.numel() for x in _linear(one))
+    base_bytes, copied, recast = base * width, 0, 0
+    if method.TRAINS_BASE:
+        base_bytes = base * 4
+        if width == 2:  # autocast keeps the bfloat16 form until the batch's gradient is done, and casts the gradient back
+            copied, recast = linear * 2, linear * 12
+    elif getattr(method, "QUANTISES", False):
+        # 4 bits, and for each 64 of them a scale: float32, or 8 bits with one float32 for 256 (Dettmers et al. 2023, QLoRA, section 3).
+        scale = (1 / 64 + 4 / (64 * 256)) if getattr(options, "double_quantisation", True) else 4 / 64
+        base_bytes = int(linear * (0.5 + scale)) + (base - linear) * width
+        largest = max((x.weight.numel() for x in _linear(one)), default=0)
+        copied, recast = largest * width, int(linear * 2 * (0.5 + width))
+    text = job.config.get_text_config()
+    supervised = int(min(LOGITS, max((_supervised(b) for b in chosen), default=0)))
+    logits = supervised * int(text.vocab_size) * (width + 12) if job.task.FORM in ("tokens", "pairs") else 0
+    return Workload(
+        base_parameters=base,
+        learned_parameters=learned,
+        base_bytes=base_bytes,
+        copied_bytes=copied,
+        largest_layer_bytes=layer * width,
+        counted=tuple(sorted(((_size(b), c) for b, c in zip(chosen, counts, strict=True)), key=lambda found: found[0])),
+        batches=tuple(sorted(sizes.items())),
+        steps=len(steps),
+        tokens=int(sum(job.rows.lengths[s].sum() for s in steps)),
+        logits_bytes=logits,
+        recast_bytes=recast,
+        test_rows=job.test_rows,
+        test_tokens=job.test_tokens,
+        new_tokens=job.new_tokens,
+        checkpointing=job.checkpointing,
+    )
+
+
+def _loss(learner: Any, batch: Any, model: Any) -> torch.Tensor:
+    value: torch.Tensor = learner.loss(model, batch)[0]
+    return value
+
+
+def _builder(job: Job, method: Method, options: Any) -> Callable[[Any], Any]:
+    head = Head(job.task.FORM, tuple(job.task_options.labels)) if job.task.FORM in ("sequence", "token") else None
+    implementation = "sdpa" if head else attention.register()
+
+    def build(config: Any) -> Any:
+        for key, value in (head.config() if head else {}).items():
+            setattr(config, key, value)
+        if head and config.pad_token_id is None:
+            config.pad_token_id = 0
+        config.get_text_config().use_cache = False
+        with quiet_transformers():
+            model = automatic_class(head).from_config(config, dtype=job.dtype, attn_implementation=implementation)
+        model.new_layers = ()
+        model.requires_grad_(False)
+        if getattr(method, "QUANTISES", False):  # on shapes alone nothing can be quantised; the products are LoRA's
+            model = _low_rank.adapt(model, options, 0, options.dora)
+        else:
+            model = method.attach(model, options, 0)
+        if method.TRAINS_BASE:
+            model = model.to(job.dtype)  # what autocast computes in
+        model.train()
+        if job.checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        forward._compared.add(model)  # on shapes alone there are no logits to compare
+        return model
+
+    return build
+
+
+def _with_reference(job: Job, learner: Any) -> Any:
+    """Preference pairs need what a reference says of them, which is not known yet: any numbers serve for shapes."""
+    if job.task.FORM != "pairs":
+        return job.rows
+    from tunery.train.preference_pairs import Pairs
+
+    learner.baseline, learner.nll_scale = 0.0, 1.0
+    nothing = np.zeros((len(job.rows), 2), np.float32)
+    return Pairs(job.rows, job.task_options, {"matched": nothing, "mismatched": nothing})
+
+
+def _batches(learner: Any, model: Any, rows: Any, steps: list[np.ndarray], lengths: np.ndarray) -> tuple[list[Any], dict[int, float]]:
+    """Some batches, with the run's longest among them; and how many of each size the whole run has."""
+    some = sorted({int(n) for n in np.linspace(0, len(steps) - 1, min(SAMPLED, len(steps)))})
+    found = [b for n in some for b in learner.batches(model, [rows[int(i)] for i in steps[n]])]
+    share = sum(int(lengths[s].sum()) for s in steps) / sum(int(lengths[steps[n]].sum()) for n in some)
+    sizes: Counter[int] = Counter(_size(b) for b in found)
+    largest = steps[int(np.argmax([lengths[s].max() for s in steps]))]
+    return found + list(learner.batches(model, [rows[int(i)] for i in largest])), {size: n * share for size, n in sizes.items()}
+
+
+def _size(batch: Any) -> int:
+    if hasattr(batch, "packs"):
+        return sum(len(p.tokens) for p in batch.packs)
+    return int(batch.ids.size) if hasattr(batch, "ids") else len(batch.tokens)
+
+
+def _supervised(batch: Any) -> int:
+    if hasattr(batch, "packs"):
+        return max(len(p.targets) for p in batch.packs)
+    return len(batch.targets) if hasattr(batch, "targets") else 0
+
+
+def _linear(model: Any) -> list[Any]:
+    """The base's own linear layers."""
+    output = model.get_output_embeddings()
+    adapted = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not output]
+    low_rank = [m for m in model.modules() if type(m).__name__ == "LoraLinear"]
+    inner = {id(x) for m in low_rank for x in m.modules()}
+    return [m for m in adapted if id(m) not in inner] + low_rank

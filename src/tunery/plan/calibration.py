@@ -1,0 +1,131 @@
+"""What this machine reaches, measured once: matrix products thick and thin, attention forward and backward, plain moving of values.
+
+The figures are kept in the cache and measured again when the processor, the cores, the threads or torch change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tunery import machine
+from tunery.models.cache import cache_folder
+from tunery.plan.rates import Rates
+from tunery.run import write_text
+
+FORMAT = 1
+BUDGET = 0.25
+"""Seconds for each figure: the median of what fits in."""
+TOKENS = 512
+"""The length at which rates are measured: that of a full pack."""
+
+
+def rates(again: bool = False) -> Rates:
+    """Of this machine's CPU; from the cache, or measured now in under 20 seconds."""
+    import torch
+
+    threads = torch.get_num_threads()
+    known = [FORMAT, machine.cpu_name(), machine.cores(), threads, torch.__version__]
+    file = cache_folder() / "calibration" / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]}.json"
+    if file.is_file() and not again:
+        try:
+            return Rates(**json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            pass  # damaged: the cache may always be made again
+    found = _measure(f"{machine.cpu_name()}, {threads} thread{'s' * (threads > 1)}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(asdict(found), indent=2) + "\n")
+    return found
+
+
+def _measure(name: str) -> Rates:
+    import torch
+
+    rate: dict[str, dict[str, float]] = {kind: {} for kind in ("matrix", "thin", "attention", "attention_backward", "moved")}
+    small = torch.randn(8)
+    operation = _median(lambda: [small.mul(2.0) for _ in range(1000)]) / 1000
+    for dtype in (torch.bfloat16, torch.float32):
+        of = str(dtype).removeprefix("torch.")
+        # The shapes of small models, for which this is: one figure over all weighs each as training does.
+        rate["matrix"][of] = _products(dtype, [(TOKENS, 576, 1536), (TOKENS, 1536, 576), (TOKENS, 576, 576), (TOKENS, 2048, 2048)])
+        rate["thin"][of] = _products(dtype, [(TOKENS, 576, 16), (TOKENS, 16, 576), (TOKENS, 16, 1536), (576, TOKENS, 16)])
+        rate["attention"][of], rate["attention_backward"][of] = _attention(dtype)
+        # New outputs, as training has them: memory handed out anew costs more than the values written to it.
+        x, y = torch.randn(TOKENS, 1536).to(dtype), torch.randn(TOKENS, 1536).to(dtype)
+        rate["moved"][of] = 3 * x.numel() * x.element_size() / _median(partial(torch.mul, x, y))
+    parts = Rates(name, rate, operation, _library_bytes(), {"bfloat16": 1.0, "float32": 1.0}, measured=True)
+    whole = {of: _whole(of, parts) for of in parts.whole}
+    return Rates(name, rate, operation, parts.library_bytes, whole, measured=True)
+
+
+def _products(dtype: Any, shapes: list[tuple[int, int, int]]) -> float:
+    import torch
+    from torch.nn import functional as F
+
+    pairs = [(torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)) for m, k, n in shapes]
+    with torch.no_grad():
+        return sum(2 * m * k * n for m, k, n in shapes) / _median(lambda: [F.linear(x, w) for x, w in pairs])
+
+
+def _attention(dtype: Any) -> tuple[float, float]:
+    import torch
+    from torch.nn import functional as F
+
+    q = torch.randn(1, 9, TOKENS, 64).to(dtype)
+    mask = torch.zeros(1, 1, TOKENS, TOKENS, dtype=dtype).masked_fill(torch.ones(TOKENS, TOKENS).triu(1).bool(), float("-inf"))
+    learned = key, value, query = tuple(q.clone().requires_grad_() for _ in range(3))
+
+    def forward() -> Any:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+    out, grad = forward(), torch.ones_like(q)
+    backward = _median(lambda: torch.autograd.grad(out, learned, grad, retain_graph=True))
+    return 4 * q.numel() * TOKENS / _median(forward), 10 * q.numel() * TOKENS / backward
+
+
+def _whole(of: str, parts: Rates) -> float:
+    """A real batch of a small LoRA training, against the sum of its parts."""
+    import torch
+
+    from tunery.plan._reference import batch
+
+    compute, counted = batch(getattr(torch, of), TOKENS)
+    return _median(compute) / parts.seconds(counted.operations, of)
+
+
+def _median(work: Callable[[], Any]) -> float:
+    work()
+    times: list[float] = []
+    began = time.perf_counter()
+    while time.perf_counter() - began < BUDGET or len(times) < 3:
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _library_bytes() -> int:
+    """The peak resident size of a process of its own that imports what a training run imports and computes something."""
+    code = (
+        "import torch, transformers, peft, safetensors, sklearn.metrics\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "from transformers.models.llama import modeling_llama\n"
+        "import tunery.pipeline, tunery.train.loop\n"
+        "x = torch.randn(256, 256, requires_grad=True); (x @ x).sum().backward()\n"
+        "from tunery.machine import peak_memory\n"
+        "print(peak_memory())\n"
+    )
+    source = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    return int(result.stdout)

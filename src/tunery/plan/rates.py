@@ -1,0 +1,39 @@
+"""How fast a machine is, in the terms in which work is counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tunery.plan.workload import Operation
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates a second, each by the type of the values (`bfloat16`, `float32`).
+
+    matrix, thin, attention, attention_backward: floating point operations. moved: bytes read and written by an operation that makes a new
+    tensor. operation_seconds: what an operation costs beside its work. library_bytes: a process that has loaded everything but a model.
+    whole: what a whole training batch takes over the sum of its operations (caches shared, memory handed out anew, Python).
+    """
+
+    name: str
+    rate: Mapping[str, Mapping[str, float]]
+    operation_seconds: float
+    library_bytes: int
+    whole: Mapping[str, float]
+    measured: bool
+
+    def seconds(self, operations: Counter[Operation], dtype: str) -> float:
+        """Time of these operations in a training whose activations are `dtype`."""
+        total = 0.0
+        for (kind, of, flops, size), n in operations.items():
+            of = of if of in self.whole else "float32"
+            moving = size / self.rate["moved"][of]
+            total += n * (self.operation_seconds + (moving if kind == "other" else flops / self.rate[kind][of]))
+        return total * self.whole[dtype]
+
+    def moving(self, size: float, dtype: str = "float32") -> float:
+        """Time to read and write that many bytes."""
+        return size / self.rate["moved"][dtype]

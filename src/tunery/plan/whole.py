@@ -1,0 +1,248 @@
+"""The plan of a recipe: every method with every sharding, what each takes, what is refused and why, and which to choose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tunery import combinations, machine, methods
+from tunery.data.prepare import Prepared
+from tunery.errors import InputError
+from tunery.models.configs import known_config
+from tunery.models.kind import model_kind
+from tunery.models.source import find
+from tunery.plan import calibration
+from tunery.plan.choice import Candidate, Choice, recommend
+from tunery.plan.hardware import Hardware
+from tunery.plan.memory import memory
+from tunery.plan.rates import Rates
+from tunery.plan.time import evaluate_seconds, train_seconds
+from tunery.recipe import Recipe
+from tunery.resolve import Resolved
+
+TOKENIZER = "smollm2-135m"
+"""Whose tokenizer measures the rows where the model itself is not on this machine."""
+NEW_TOKENS = 16
+"""Generated tokens taken for a row where the recipe does not say."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `tunery plan` shows. available_bytes: of one device, or of this machine, which its processes share."""
+
+    candidates: tuple[Candidate, ...]
+    refused: tuple[tuple[str, str, str], ...]
+    choice: Choice
+    machine: str
+    measured: bool
+    precision: str
+    available_bytes: int
+    shared: bool
+    steps: int
+    tokens: int
+    tokenizer: str | None
+    price: float | None = None
+    watts: float | None = None
+
+    def money(self, c: Candidate) -> float | None:
+        """At `price` an hour and device, training and evaluation."""
+        return None if self.price is None else self._hours(c) * self.price
+
+    def energy(self, c: Candidate) -> float | None:
+        """Watt hours at `watts` a device."""
+        return None if self.watts is None else self._hours(c) * self.watts
+
+    def _hours(self, c: Candidate) -> float:
+        return (c.seconds + c.evaluate_seconds) / 3600 * (1 if self.shared else c.processes)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values: one object a candidate, the refused ones, and the choice."""
+        return {
+            "machine": self.machine,
+            "measured": self.measured,
+            "precision": self.precision,
+            "available_bytes": self.available_bytes,
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "tokenizer": self.tokenizer,
+            "candidates": [
+                {
+                    "method": c.method,
+                    "sharding": c.sharding,
+                    "processes": c.processes,
+                    "peak_memory_bytes": c.memory.total_bytes,
+                    "process_memory_bytes": c.memory.process_bytes,
+                    "memory": c.memory.parts,
+                    "seconds": round(c.seconds, 3),
+                    "evaluate_seconds": round(c.evaluate_seconds, 3),
+                    "trainable_parameters": c.learned_parameters,
+                    "price": self.money(c),
+                    "watt_hours": self.energy(c),
+                }
+                for c in self.candidates
+            ],
+            "refused": [{"method": m, "sharding": s, "reason": why} for m, s, why in self.refused],
+            "recommended": None
+            if self.choice.candidate is None
+            else {"method": self.choice.candidate.method, "sharding": self.choice.candidate.sharding},
+            "reasons": list(self.choice.reasons),
+            "lines": list(self.choice.lines),
+        }
+
+
+def stand_in(recipe: Recipe) -> Recipe | None:
+    """For a catalogue model that is not on this machine, the recipe with the model whose tokenizer measures the rows; else None."""
+    source = find(recipe.model)
+    if source.kind != "hub" or source.entry is None or _downloaded(recipe.model):
+        return None
+    known_config(recipe.model)
+    # Its context and its refusals are the stand-in's; a longer `max_length` than that would be refused for no reason.
+    return recipe.model_copy(update={"model": TOKENIZER})
+
+
+def _downloaded(name: str) -> bool:
+    from tunery.models.catalogue import CATALOGUE
+
+    entry = CATALOGUE.get(name.lower())
+    if entry is None or entry.hub_id is None:
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(entry.hub_id, "config.json"), str)
+
+
+def config_of(recipe: Recipe, resolved: Resolved, absent: bool) -> Any:
+    """The model's transformers config: its folder's, or the known shapes of one that is not here."""
+    if absent:
+        config = known_config(recipe.model)
+        config._name_or_path = str(resolved.folder)  # methods that take positions ask there for the context, which is the stand-in's
+        return config
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(resolved.folder, trust_remote_code=False, local_files_only=True)
+
+
+def make(
+    written: Recipe,
+    resolved: Resolved,
+    prepared: Prepared,
+    on: Hardware | None = None,
+    processes: int | None = None,
+    price: float | None = None,
+    watts: float | None = None,
+    only: tuple[str, ...] | None = None,
+    again: bool = False,
+) -> Plan:
+    """The whole table. written: the recipe as the user named its model; resolved: it, or its stand-in. only: these methods."""
+    import torch
+
+    from tunery.plan._workloads import Job, workload
+
+    absent = resolved.recipe.model == TOKENIZER != written.model.lower() and stand_in(written) is not None
+    dtype, rates, available = _machine(resolved, on, again)
+    tested = prepared.tested
+    limit = resolved.recipe.evaluate.limit
+    rows = min(len(tested), limit or len(tested)) if tested is not None else 0
+    job = Job(
+        config=config_of(written, resolved, absent),
+        dtype=getattr(torch, dtype),
+        task=resolved.task,
+        task_options=resolved.task_options,
+        rows=prepared.train,
+        settings=resolved.settings,
+        checkpointing=resolved.settings.gradient_checkpointing,
+        test_rows=rows,
+        test_tokens=int(tested.lengths[:rows].sum()) if tested is not None else 0,
+        new_tokens=(resolved.recipe.evaluate.max_new_tokens or NEW_TOKENS) if resolved.task.ANSWERS else 0,
+    )
+    shared = on is None
+    kind = "decoder" if absent else model_kind(resolved.folder)
+    precision = {"bfloat16": "bf16", "float32": "fp32"}[dtype]
+    candidates: list[Candidate] = []
+    refused: list[tuple[str, str, str]] = []
+    steps = 0
+    for name in only or combinations.values()["method"]:
+        method = methods.get(name)
+        own = name == resolved.recipe.method.name
+        options = resolved.options if own else _like(resolved.options, method)
+        work: Any = None
+        for stage in combinations.values()["sharding"]:
+            known = {"task": _task_name(resolved), "method": name, "sharding": stage, "model": kind, "precision": precision}
+            rule = combinations.refusal_of({**known, "device": "cuda" if on else resolved.device})
+            if rule is not None:
+                refused.append((name, stage, rule.refusal.reason))
+                continue
+            if work is None:
+                try:
+                    work = workload(job, method, options)
+                except (RuntimeError, NotImplementedError, TypeError) as e:
+                    refused.append((name, "any", f"not planned: it cannot be counted on shapes alone ({str(e).splitlines()[0][:120]})"))
+                    break
+            count = 1 if stage == "none" else _processes(resolved, stage, processes, shared)
+            if stage != "none" and count == 1:
+                continue
+            used = memory(work, stage, count, rates.library_bytes)
+            seconds = train_seconds(work, rates, dtype, stage, count, on.link if on else None)
+            candidates.append(Candidate(name, stage, count, used, seconds, evaluate_seconds(work, rates, dtype), work.learned_parameters))
+            steps = work.steps
+    return Plan(
+        candidates=tuple(candidates),
+        refused=tuple(refused),
+        choice=recommend(candidates, available, shared),
+        machine=rates.name,
+        measured=rates.measured,
+        precision=precision,
+        available_bytes=available,
+        shared=shared,
+        steps=steps,
+        tokens=int(prepared.train.lengths.sum()),
+        tokenizer=TOKENIZER if absent else None,
+        price=price,
+        watts=watts,
+    )
+
+
+def _like(options: Any, method: Any) -> Any:
+    """A method's own defaults, but for LoRA's kin the rank, targets and other settings that the recipe has, so that like is compared."""
+    from tunery.methods._low_rank import LowRankOptions
+
+    if not (isinstance(options, LowRankOptions) and issubclass(method.Options, LowRankOptions)):
+        return method.Options()
+    common = set(LowRankOptions.model_fields) & set(method.Options.model_fields)
+    return method.Options.model_validate({k: v for k, v in options.model_dump().items() if k in common})
+
+
+def _machine(resolved: Resolved, on: Hardware | None, again: bool) -> tuple[str, Rates, int]:
+    if on is not None:
+        wanted: Mapping[str, str] = {"bf16": "bfloat16", "fp32": "float32"}
+        return wanted.get(resolved.recipe.train.precision, on.dtype()) if on.bfloat16 else "float32", on.rates(), on.memory_bytes
+    if resolved.device != "cpu":
+        raise InputError("this machine has a GPU, which is not calibrated: name it with --on, such as --on a100-80gb")
+    return resolved.dtype, calibration.rates(again), machine.memory()[1]
+
+
+def _processes(resolved: Resolved, stage: str, processes: int | None, shared: bool) -> int:
+    if processes is not None:
+        return processes
+    chosen = resolved.recipe.sharding
+    if chosen.name == stage:
+        return resolved.processes
+    return 2 if shared else 1
+
+
+def _task_name(resolved: Resolved) -> str:
+    from tunery import tasks
+
+    name = resolved.recipe.task.name
+    if resolved.task.FORM != tasks.get(name).FORM:
+        return next(other for other in tasks.names() if tasks.get(other).FORM == resolved.task.FORM)
+    return name
+
+
+def with_settings(resolved: Resolved, **changes: Any) -> Resolved:
+    """The same with other training settings."""
+    train = resolved.recipe.train.model_copy(update=changes)
+    shared = set(type(resolved.settings).__dataclass_fields__) & set(changes)
+    settings = replace(resolved.settings, **{k: changes[k] for k in shared})
+    return replace(resolved, recipe=resolved.recipe.model_copy(update={"train": train}), settings=settings)

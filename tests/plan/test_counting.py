@@ -1,0 +1,106 @@
+"""Counts against formulas by hand, and against what torch really keeps."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_config
+
+from tunery import methods, tasks
+from tunery.plan._counting import count, saved_bytes
+from tunery.plan.workload import Count
+from tunery.train import attention, forward, learners
+
+TOKENS, LAYERS = 100, 5
+HIDDEN, INTERMEDIATE, HEADS, KEY_VALUES, SIZE, VOCABULARY = 128, 256, 4, 2, 128, 512
+"""All sides of matrices are above the 64 at which a product counts as thin."""
+
+
+def config(layers: int = LAYERS) -> Any:
+    wide = {"hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "head_dim": SIZE, "num_hidden_layers": layers}
+    found = tiny_config("llama", **wide)
+    found.use_cache = False
+    return found
+
+
+def builder(method: str, dtype: torch.dtype = torch.float32, checkpointing: bool = False) -> Any:
+    attention.register()
+    chosen = methods.get(method)
+
+    def build(config: Any) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="tunery").requires_grad_(False)
+        model = chosen.attach(model, chosen.Options(), 0).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        forward._compared.add(model)
+        return model
+
+    return build
+
+
+def loss(model: Any) -> torch.Tensor:
+    row = SimpleNamespace(tokens=np.arange(TOKENS + 1, dtype=np.int32), weights=np.r_[0, np.ones(TOKENS)].astype(np.float32))
+    learner = learners.get(tasks.get("text"))
+    return learner.loss(model, next(iter(learner.batches(model, [row]))))[0]
+
+
+def counted(method: str, layers: int = LAYERS) -> Count:
+    return count(config(layers), builder(method), [loss])[0]
+
+
+def test_matrix_products_of_full_tuning_are_those_of_the_formula() -> None:
+    heads = HEADS * SIZE, KEY_VALUES * SIZE
+    layer = HIDDEN * (2 * heads[0] + 2 * heads[1] + 3 * INTERMEDIATE)
+    head = HIDDEN * VOCABULARY
+    # Forward once, backward twice; the head's logits are made a second time for their gradient.
+    by_hand = 2 * TOKENS * (3 * LAYERS * layer + 4 * head)
+    found = counted("full")
+    assert found.flops("matrix") == by_hand
+    assert found.flops("thin") == 2 * head  # the logits of one position, which the model's own forward makes
+
+
+def test_attention_is_two_products_forward_and_five_backward() -> None:
+    product = 2 * HEADS * TOKENS * TOKENS * SIZE
+    found = counted("full")
+    assert found.flops("attention") == LAYERS * 2 * product
+    assert found.flops("attention_backward") == LAYERS * 5 * product
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "dora", "ia3"])
+def test_more_layers_cost_what_the_line_says(method: str) -> None:
+    """Counted at five layers without extrapolation, the operations are those of one and two layers carried on."""
+    from tunery.plan._counting import _one
+
+    with torch.device("meta"):
+        whole = _one(builder(method)(config()), loss)
+    line = counted(method)
+    assert line.operations == whole.operations
+    assert line.forward == whole.forward
+    assert line.saved_bytes == whole.saved_bytes
+
+
+@pytest.mark.parametrize(("method", "checkpointing"), [("full", False), ("lora", False), ("dora", False), ("lora", True)])
+def test_saved_bytes_are_those_of_a_real_run(method: str, checkpointing: bool) -> None:
+    """The attention of a CPU keeps its outputs in other strides, which is all that may differ."""
+    build = builder(method, checkpointing=checkpointing)
+    model = build(config())
+    _, real = saved_bytes(model, loss)
+    found = count(config(), build, [loss])[0]
+    assert found.saved_bytes == pytest.approx(real, rel=0.02)
+
+
+def test_checkpointing_keeps_less_and_computes_more() -> None:
+    plain, again = (count(config(), builder("lora", checkpointing=c), [loss])[0] for c in (False, True))
+    assert again.saved_bytes < plain.saved_bytes / 3
+    assert again.flops() > plain.flops() * 1.2
+
+
+def test_torch_s_own_attention_is_there_afterwards() -> None:
+    before = torch.nn.functional.scaled_dot_product_attention
+    counted("lora")
+    assert torch.nn.functional.scaled_dot_product_attention is before
