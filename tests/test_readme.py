@@ -33,7 +33,18 @@ def folder(tiny_llama: Path, tmp_path: Path) -> Path:
 
 def test_the_commands_run_in_the_order_shown(folder: Path) -> None:
     shown = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines() if line.startswith("tunery ")]
-    assert {line.split()[1] for line in shown} == {"check", "plan", "train", "resume", "chat", "eval", "export", "report", "methods", "doctor"}
+    assert {line.split()[1] for line in shown} == {
+        "check",
+        "plan",
+        "train",
+        "resume",
+        "chat",
+        "eval",
+        "export",
+        "report",
+        "methods",
+        "doctor",
+    }
     for line in shown:
         words = shlex.split(line)[1:]
         if words[0] == "train":
