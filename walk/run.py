@@ -68,7 +68,7 @@ def cases(device: str) -> Iterator[Case]:
             if (cell["sharding"] != "none") is not several or own != alone:
                 continue
             if combinations.refusal_of(cell) is None and possible[cell["export"]]:
-                for architecture in walked.ARCHITECTURES[cell["model"]]:
+                for architecture in walked.architectures_of(cell):
                     run = Case(cell["task"], cell["method"], cell["sharding"], cell["precision"], architecture, ())
                     runs.setdefault(run, []).append(cell["export"])
         yield from (replace(run, exports=tuple(exports)) for run, exports in runs.items())

@@ -12,9 +12,9 @@ _DEFINITION = """\
 A recipe chooses a task, a method, a sharding, a precision, a device, exports and a model. One value of each is a *cell*. Each part's file
 declares what it does not go together with; the rest of this page is derived from that, and `tunery check` refuses what is refused here.
 
-A cell is *walked* when, on a tiny random model of each architecture of its kind ({architectures}), a recipe with exactly its seven choices
-was trained for three steps through `tunery.finetune` (in two processes where it is sharded), what was learned changed the model, the run
-was loaded again and gave the same losses, and the export was made with its proof. A run of two processes must also leave the very files
+A cell is *walked* when, on a tiny random model of each architecture of its kind ({architectures}; where it is sharded, on one of them, in
+turn), a recipe with exactly its seven choices was trained for three steps through `tunery.finetune` (in two processes where it is sharded),
+what was learned changed the model, the run was loaded again and gave the same losses, and the export was made with its proof. A run of two processes must also leave the very files
 that one process leaves, tensor for tensor in name, type and shape. The exports that take long ({long}) read nothing but those files, so
 they are made from the run of one process, and a cell of several counts when both were walked: its training, and its export. Nothing else
 is inferred from a neighbouring cell: what was not walked is `untested`. `make walk` walks every cell and writes this page."""

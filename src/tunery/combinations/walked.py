@@ -1,6 +1,6 @@
 """Which cells have been run for real: `make walk` writes `walked.json`, and only what stands there as passed is called "yes".
 
-A cell is *walked* when, on a tiny random model of each architecture of its kind, a recipe with exactly its seven choices was trained for a
+A cell is *walked* when, on a tiny random model of each of its architectures, a recipe with exactly its seven choices was trained for a
 few steps through `tunery.finetune`, what was learned changed the model, was loaded again and computed the same, in PEFT or transformers
 too, and the export was made with its proof. Of several processes the run must also leave the very files that one process leaves, tensor for
 tensor in name, type and shape; the exports that take long (`FROM_SAVED`) read those files alone, so they are made from the run of one
@@ -15,8 +15,10 @@ from functools import cache
 from importlib import resources
 from typing import Any, Literal
 
+from tunery import combinations
+
 ARCHITECTURES: Mapping[str, tuple[str, ...]] = {"decoder": ("llama", "phi3"), "encoder": ("bert",)}
-"""The architectures on which a cell of each kind of model is walked."""
+"""The architectures on which a cell of each kind of model is walked: one process on each of them, several processes on one, in turn."""
 
 FROM_SAVED = ("onnx", "gguf")
 """Exports that are walked in one process only: they are made of what a run has saved, and see nothing of the processes that saved it."""
@@ -24,6 +26,16 @@ FROM_SAVED = ("onnx", "gguf")
 Status = Literal["yes", "fails", "untested"]
 
 _KEY = ("task", "method", "sharding", "precision", "device")
+
+
+def architectures_of(cell: Mapping[str, str]) -> tuple[str, ...]:
+    """Those that a cell is walked on. What several processes add sees tensors and no architecture, so neighbouring cells take turns."""
+    names = ARCHITECTURES[cell["model"]]
+    if cell["sharding"] == "none":
+        return names
+    known = combinations.values()
+    turn = sum(known[axis].index(cell[axis]) for axis in ("method", "task", "sharding", "precision"))
+    return (names[turn % len(names)],)
 
 
 def key_of(cell: Mapping[str, str], architecture: str) -> str:
@@ -56,7 +68,7 @@ def _halves(cell: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def _said(cell: Mapping[str, str], runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return [runs.get(key_of(cell, a), {}).get(cell["export"], "") for a in ARCHITECTURES[cell["model"]]]
+    return [runs.get(key_of(cell, a), {}).get(cell["export"], "") for a in architectures_of(cell)]
 
 
 def _numbers(version: str) -> list[int]:
