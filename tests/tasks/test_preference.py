@@ -357,9 +357,9 @@ def test_the_reference_is_computed_once_and_belongs_to_its_rows(
         again = learner.before_training(policy, data.tokens, run, "train", Quiet())  # by then the model is another
         assert again.known["matched"].tolist() == first.known["matched"].tolist()
         assert again.known["mismatched"].shape == (6, 2)
-        assert learner.before_training(policy, valid, run, "valid", Quiet()).known["matched"].tolist() == [
-            first.known["matched"][n].tolist() for n in (4, 2)
-        ]
+        # The same rows in packs of another composition: equal but for the order of summing.
+        of_valid = learner.before_training(policy, valid, run, "valid", Quiet()).known["matched"]
+        np.testing.assert_allclose(of_valid, first.known["matched"][[4, 2]], rtol=1e-6)
     other = Tokenised([(data.tokens.files[0], np.arange(5))], 256)
     assert learner.before_training(policy, other, run, "train", Quiet()).known["matched"].shape == (5, 2)
 

@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from tunery.errors import RunError
 from tunery.tasks import Task
+from tunery.tasks._next_token import loss as cross_entropy
+from tunery.train import _head_loss
 from tunery.train.attention import attending
 from tunery.train.packs import Pack, TokenRow, pack
 
@@ -24,21 +26,37 @@ PACK_TOKENS = 512
 
 
 LOGITS = 256
-"""Positions whose logits exist at a time: 50 MB in float32 with a vocabulary of 49,152. Whole rows of long text would need gigabytes."""
+"""Positions whose logits exist at a time where autograd makes them: 50 MB in float32 with a vocabulary of 49,152. Whole rows of long
+text would need gigabytes."""
 
 
 def pack_loss(model: PreTrainedModel, task: Task, packed: Pack) -> tuple[torch.Tensor, torch.Tensor]:
-    """The task's loss of a pack: the sum in nats, and the sum of the weights. Logits are made in chunks, and made again for the gradient."""
+    """The task's loss of a pack: the sum in nats, and the sum of the weights.
+
+    Where the output layer or the task is not one that `_head_loss` knows, logits are made in chunks, and made again for the gradient.
+    """
+    hidden, head = _hidden(model, packed)
+    if head.plain and task.loss is cross_entropy:
+        source, targets, weights = (torch.from_numpy(x).to(model.device) for x in (packed.source, packed.targets, packed.weights))
+        return _head_loss.summed(hidden[source], head.output, targets, weights, head.factor), weights.sum()
     sums = [
         checkpoint(_chunk_loss, head, part, task, targets, weights, use_reentrant=False)
-        for head, part, targets, weights, _ in _chunks(model, packed)
+        for part, targets, weights, _ in _chunks(hidden, packed)
     ]
     return torch.stack([s[0] for s in sums]).sum(), torch.stack([s[1] for s in sums]).sum()
 
 
 def row_losses(model: PreTrainedModel, task: Task, packed: Pack) -> Iterator[tuple[int, float, float]]:
     """For each row of a pack, in parts: (row, sum in nats, sum of the weights). Without gradients."""
-    for head, part, targets, weights, rows in _chunks(model, packed):
+    hidden, head = _hidden(model, packed)
+    if head.plain and task.loss is cross_entropy:
+        source, targets = (torch.from_numpy(x).to(model.device) for x in (packed.source, packed.targets))
+        nats = _head_loss.nats(hidden[source], head.output, targets, head.factor).cpu().numpy().astype(np.float64) * packed.weights
+        for row in np.unique(packed.rows):
+            own_row = packed.rows == row
+            yield int(row), float(nats[own_row].sum()), float(packed.weights[own_row].sum())
+        return
+    for part, targets, weights, rows in _chunks(hidden, packed):
         logits = head(part)
         for row in np.unique(rows):
             own = torch.from_numpy(np.flatnonzero(rows == row)).to(model.device)
@@ -51,14 +69,19 @@ def log_probs(model: PreTrainedModel, packed: Pack) -> torch.Tensor:
 
     Logits are made in chunks, and made again for the gradient.
     """
+    hidden, head = _hidden(model, packed)
+    if head.plain:
+        source, targets = (torch.from_numpy(x).to(model.device) for x in (packed.source, packed.targets))
+        return -_head_loss.nats(hidden[source], head.output, targets, head.factor)
     return torch.cat(
-        [checkpoint(_chunk_log_probs, head, part, targets, use_reentrant=False) for head, part, targets, *_ in _chunks(model, packed)]
+        [checkpoint(_chunk_log_probs, head, part, targets, use_reentrant=False) for part, targets, *_ in _chunks(hidden, packed)]
     )
 
 
 def logits_of(model: PreTrainedModel, packed: Pack) -> torch.Tensor:
     """(S, vocabulary): the logits of the pack's supervised predictions, in the order of `packed.targets`."""
-    return torch.cat([head(part) for head, part, *_ in _chunks(model, packed)])
+    hidden, head = _hidden(model, packed)
+    return torch.cat([head(part) for part, *_ in _chunks(hidden, packed)])
 
 
 def _chunk_loss(
@@ -71,13 +94,12 @@ def _chunk_log_probs(head: Head, hidden: torch.Tensor, targets: torch.Tensor) ->
     return -torch.nn.functional.cross_entropy(head(hidden).float(), targets, reduction="none")
 
 
-def _chunks(model: PreTrainedModel, packed: Pack) -> Iterator[tuple[Head, torch.Tensor, torch.Tensor, torch.Tensor, np.ndarray]]:
-    """(head, hidden states, targets, weights, rows) of at most `LOGITS` predictions at a time."""
-    hidden, head = _hidden(model, packed)
+def _chunks(hidden: torch.Tensor, packed: Pack) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, np.ndarray]]:
+    """(hidden states, targets, weights, rows) of at most `LOGITS` predictions at a time."""
     for start in range(0, len(packed.targets), LOGITS):
         part = slice(start, start + LOGITS)
-        source, targets, weights = (torch.from_numpy(x[part]).to(model.device) for x in (packed.source, packed.targets, packed.weights))
-        yield head, hidden[source], targets, weights, packed.rows[part]
+        source, targets, weights = (torch.from_numpy(x[part]).to(hidden.device) for x in (packed.source, packed.targets, packed.weights))
+        yield hidden[source], targets, weights, packed.rows[part]
 
 
 def _hidden(model: PreTrainedModel, packed: Pack) -> tuple[torch.Tensor, Head]:
@@ -127,9 +149,14 @@ class Head:
     """The output layer, with the factor and the soft cap that some architectures put on its logits (Granite, Cohere; Gemma 2)."""
 
     def __init__(self, output: torch.nn.Module, config: Any) -> None:
-        self.output = output
+        self.output: Any = output
         self.factor = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
         self.cap = getattr(config, "final_logit_softcapping", None)
+
+    @property
+    def plain(self) -> bool:
+        """Whether its logits are a product with one matrix, times the factor."""
+        return not self.cap and _head_loss.plain(self.output)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         logits = self.output(hidden)
