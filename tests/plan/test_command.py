@@ -117,3 +117,22 @@ def test_a_model_that_is_not_here_is_planned_by_its_shapes(command: Command, smo
     cells = {(c["method"], c["sharding"]): c for c in plan["candidates"]}
     assert cells["lora", "none"]["memory"]["weights"] == 2 * 70_553_706_496
     assert cells["lora", "zero3"]["process_memory_bytes"] < plan["available_bytes"] < cells["lora", "none"]["process_memory_bytes"]
+
+
+def test_fit_measures_the_machine_anew_once(command: Command, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def rates(again: bool = False) -> Rates:
+        asked.append(again)
+        return RATES
+
+    monkeypatch.setattr(calibration, "rates", rates)
+    assert command("plan", write_job(tmp_path, tiny_llama), "--fit", "2GB", "--calibrate", "--json")[0] == 0
+    assert asked[0]
+    assert asked.count(True) == 1
+
+
+def test_methods_with_virtual_tokens_are_planned(command: Command, tiny_llama: Path, tmp_path: Path) -> None:
+    plan = json.loads(command("plan", write_job(tmp_path, tiny_llama), "--json")[1])
+    assert {"prompt", "p_tuning", "prefix"} <= {c["method"] for c in plan["candidates"]}
+    assert [r for r in plan["refused"] if r["sharding"] == "any"] == []

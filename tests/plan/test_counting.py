@@ -9,7 +9,7 @@ import torch
 from tiny import tiny_config
 
 from tunery import methods, tasks
-from tunery.plan._counting import count, saved_bytes
+from tunery.plan._counting import _Alive, count, height, saved_bytes
 from tunery.plan.workload import Count
 from tunery.train import attention, forward, learners
 
@@ -104,3 +104,50 @@ def test_torch_s_own_attention_is_there_afterwards() -> None:
     before = torch.nn.functional.scaled_dot_product_attention
     counted("lora")
     assert torch.nn.functional.scaled_dot_product_attention is before
+
+
+def test_the_height_is_what_was_alive_by_hand() -> None:
+    """Two tensors are alive at once, then one is dropped before the next: storages count while a tensor is in them, views not again."""
+    with _Alive(set(), 100) as alive:
+        a = torch.empty(10, 100, device="meta")
+        b = (a + 1).view(1000)
+        del b
+        c = a[:5].exp()  # 2000 bytes beside a's 4000
+    assert (alive.peak, alive.logits_at_peak, alive.alive) == (8000, 8000, 6000)
+    del a, c
+    assert alive.alive == 0
+
+
+@pytest.mark.parametrize(("method", "autocast"), [("lora", False), ("full", False), ("full", True)])
+def test_the_height_on_shapes_is_that_of_a_real_batch(method: str, autocast: bool) -> None:
+    """The real run by the same tracking on the CPU, where torch's own autocast acts; attention's own buffers may differ."""
+    build = builder(method)
+    with torch.device("meta"):
+        shapes = build(config())
+    found = height(shapes, loss, VOCABULARY, again=False, autocast=torch.bfloat16 if autocast else None)
+    model = build(config())
+    fixed = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
+    with _Alive(fixed, VOCABULARY, "cpu") as alive:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            value = loss(model)
+        value.backward()
+    assert found.total == pytest.approx(alive.peak, rel=0.03)
+    assert found.total > 0
+
+
+def test_gradients_that_are_there_already_are_no_part_of_the_height() -> None:
+    with torch.device("meta"):
+        model = builder("full")(config())
+    learned = sum(p.numel() * 4 for p in model.parameters())
+    first, again = (height(model, loss, VOCABULARY, again=a).total for a in (False, True))
+    assert first > learned > first - again > 0
+
+
+def test_autocast_and_the_mask_are_torch_s_and_transformers_own_afterwards() -> None:
+    from transformers import masking_utils
+
+    before = torch.nn.functional.linear, torch.matmul, torch.Tensor.__matmul__, masking_utils.fast_all
+    with torch.device("meta"):
+        model = builder("full")(config())
+    height(model, loss, VOCABULARY, again=False, autocast=torch.bfloat16)
+    assert before == (torch.nn.functional.linear, torch.matmul, torch.Tensor.__matmul__, masking_utils.fast_all)

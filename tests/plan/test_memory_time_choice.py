@@ -12,7 +12,7 @@ from tunery.plan.hardware import HARDWARE, hardware
 from tunery.plan.memory import Memory, memory
 from tunery.plan.rates import Rates
 from tunery.plan.time import evaluate_seconds, train_seconds
-from tunery.plan.workload import Count, Workload
+from tunery.plan.workload import Count, Height, Workload
 
 PSI = 7_500_000_000
 """The model of the paper's figure 1."""
@@ -33,13 +33,15 @@ def work(**changes: object) -> Workload:
         base_parameters=PSI,
         learned_parameters=PSI,
         base_bytes=4 * PSI,
+        mapped_bytes=0,
         copied_bytes=0,
         largest_layer_bytes=0,
         counted=((10, small), (30, large)),
+        height=Height(300, 5),
+        several=True,
         batches=((10, 4.0), (20, 2.0)),
         steps=3,
         tokens=80,
-        logits_bytes=5,
         recast_bytes=0,
         test_rows=0,
         test_tokens=0,
@@ -60,15 +62,32 @@ def test_states_are_divided_as_the_paper_says() -> None:
         "fsdp": 16 * psi / n,
     }
     for stage, expected in by_hand.items():
-        parts = memory(work(), stage, n, 7).parts
+        parts = memory(work(), stage, n, RATES).parts
         states = sum(parts[name] for name in ("weights", "adapter", "gradients", "optimiser"))
         assert states == pytest.approx(expected, rel=1e-9), stage
         assert (parts["activations"], parts["logits"], parts["libraries"]) == (300, 5, 7)
 
 
 def test_an_adapter_has_the_only_gradients() -> None:
-    found = memory(work(learned_parameters=1000, base_bytes=2 * PSI), "none", 1, 0).parts
+    found = memory(work(learned_parameters=1000, base_bytes=2 * PSI), "none", 1, RATES).parts
     assert (found["weights"], found["adapter"], found["gradients"], found["optimiser"]) == (2 * PSI, 4000, 4000, 8000)
+
+
+def test_gradients_of_a_single_batch_come_while_activations_go() -> None:
+    """The height has them in it, so only what is beyond them is added; and never less than all of them, which the optimiser sees."""
+    one = {"several": False, "base_bytes": 0, "learned_parameters": 50}
+    parts = memory(work(**one), "none", 1, RATES).parts
+    assert parts["gradients"] + parts["activations"] + parts["logits"] == 305
+    parts = memory(work(**{**one, "learned_parameters": 100}), "none", 1, RATES).parts
+    assert (parts["gradients"], parts["activations"], parts["logits"]) == (400, 0, 0)
+
+
+def test_what_the_allocator_keeps_and_what_is_mapped_from_the_file() -> None:
+    loose = dataclasses.replace(RATES, allocator=0.5)
+    quantised = work(learned_parameters=1, base_bytes=1000, mapped_bytes=4000)
+    assert memory(quantised, "none", 1, loose).parts["allocator"] == 152
+    assert memory(quantised, "none", 1, loose).parts["weights"] == 5000
+    assert memory(quantised, "none", 1, loose, mapped=False).parts["weights"] == 1000
 
 
 def test_seconds_are_operations_over_rates_and_a_line_between_lengths() -> None:

@@ -28,6 +28,7 @@ def plan(
     from tunery.inputs import absolute
     from tunery.launch.work import prepare_data
     from tunery.models.load import load_tokenizer
+    from tunery.plan import calibration
     from tunery.plan.fit import fit as find_fit
     from tunery.plan.fit import size
     from tunery.plan.hardware import hardware
@@ -51,6 +52,9 @@ def plan(
         else:
             show(made, console())
         return
+
+    if calibrate and device is None and resolved.device == "cpu":
+        calibration.rates(again=True)  # once; every plan that follows reads it
 
     def planned(methods: tuple[str, ...], checkpointing: bool, length: int) -> Plan:
         changed = with_settings(resolved, gradient_checkpointing=checkpointing, max_length=length)

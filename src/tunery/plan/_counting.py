@@ -7,16 +7,18 @@ architecture, the method or the task, it is its real code that runs here, so the
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from transformers import masking_utils
 
-from tunery.plan.workload import Count
+from tunery.plan.workload import Count, Height
 
 THIN = 64
 """A matrix product with a side of at most this many runs far below the machine's rate; LoRA's ranks are usual examples."""
@@ -72,6 +74,103 @@ def _one(model: Any, loss: Callable[[Any], torch.Tensor]) -> Count:
     return result
 
 
+def height(model: Any, loss: Callable[[Any], torch.Tensor], vocabulary: int, again: bool, autocast: torch.dtype | None = None) -> Height:
+    """The most that is alive at a time while the loss and its gradient are made, beside weights and buffers; model: on the meta device.
+
+    Nothing here is a formula: the code that trains is run, and each tensor that it makes is counted for as long as it lives. again: with
+    the gradients of a batch before this one, as where a step has several; they are then no part of the height. autocast: compute products
+    in this type while weights are float32.
+    """
+    for p in model.parameters():
+        p.grad = torch.empty_like(p) if again and p.requires_grad else None
+    fixed = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
+    alive = _Alive({t.untyped_storage()._cdata for t in fixed}, vocabulary)
+    with _fused_attention(Count(), autocast), alive, _Autocast(autocast) if autocast else nullcontext() as lowering:
+        value = loss(model)
+        if lowering:
+            lowering.cast = None
+        value.backward()
+    del value
+    model.zero_grad()
+    return Height(alive.peak - alive.logits_at_peak, alive.logits_at_peak)
+
+
+class _Alive(TorchDispatchMode):
+    """Bytes of the storages that operations made and that still are; a storage is gone when its last tensor is."""
+
+    def __init__(self, fixed: set[int], vocabulary: int, device: str = "meta") -> None:
+        super().__init__()
+        self.known, self.vocabulary, self.device = fixed, vocabulary, device
+        self.alive = self.logits = self.peak = self.logits_at_peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for t in _tensors(out):
+            storage = t.untyped_storage()
+            if t.device.type != self.device or storage._cdata in self.known:
+                continue
+            size = storage.nbytes()
+            logits = size if t.dim() > 1 and t.shape[-1] == self.vocabulary else 0
+            self.known.add(storage._cdata)
+            weakref.finalize(storage, self._gone, storage._cdata, size, logits)
+            self.alive, self.logits = self.alive + size, self.logits + logits
+            if self.alive > self.peak:
+                self.peak, self.logits_at_peak = self.alive, self.logits
+        return out
+
+    def _gone(self, key: int, size: int, logits: int) -> None:
+        self.known.discard(key)
+        self.alive, self.logits = self.alive - size, self.logits - logits
+
+
+class _Autocast:
+    """torch.autocast, which does not know the meta device: products take their inputs in `dtype`, and a weight is cast once a batch.
+
+    In place of torch's functions, not as a mode: what is computed again for the backward pass would not see a mode.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.cast: dict[torch.Tensor, torch.Tensor] | None = {}
+        """None once the forward pass has ended: what is computed again for the backward pass is cast anew, and dropped."""
+
+    def __enter__(self) -> _Autocast:
+        self.own = [(place, name, getattr(place, name)) for place, name in _PRODUCTS]
+        for place, name, function in self.own:
+            setattr(place, name, self._lowered(function))
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for place, name, function in self.own:
+            setattr(place, name, function)
+
+    def _lowered(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def lowered(*args: Any, **kwargs: Any) -> Any:
+            return function(*(self._lower(a) for a in args), **{key: self._lower(a) for key, a in kwargs.items()})
+
+        return lowered
+
+    def _lower(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
+            return value
+        if self.cast is None or not (value.is_leaf and value.requires_grad):
+            return value.to(self.dtype)
+        if value not in self.cast:
+            self.cast[value] = value.to(self.dtype)
+        return self.cast[value]
+
+
+_PRODUCTS: tuple[tuple[Any, str], ...] = (
+    (F, "linear"),
+    (torch, "matmul"),
+    (torch, "bmm"),
+    (torch, "baddbmm"),
+    (torch.Tensor, "matmul"),
+    (torch.Tensor, "__matmul__"),
+)
+"""Of what autocast computes in bfloat16, what transformers' layers call; attention is the other (`_fused_attention`)."""
+
+
 class _Operations(TorchDispatchMode):
     def __init__(self, result: Count) -> None:
         super().__init__()
@@ -106,7 +205,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 @contextmanager
-def _fused_attention(result: Count) -> Iterator[None]:
+def _fused_attention(result: Count, autocast: torch.dtype | None = None) -> Iterator[None]:
     """On shapes alone torch would take attention apart, with a T x T matrix for each head; a real device computes it in one piece."""
 
     class Fused(torch.autograd.Function):
@@ -130,17 +229,24 @@ def _fused_attention(result: Count) -> Iterator[None]:
     ) -> torch.Tensor:
         if query.device.type != "meta":
             return own(query, key, value, attn_mask, *args, **kwargs)
+        if autocast:
+            query, key, value = (x.to(autocast) for x in (query, key, value))
+            attn_mask = attn_mask.to(autocast) if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
         if kwargs.get("enable_gqa") and key.shape[1] != query.shape[1]:
             groups = query.shape[1] // key.shape[1]
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         out: torch.Tensor = Fused.apply(query, key, value, attn_mask)
         return out
 
+    # Methods whose rows are alone leave the mask to transformers, which looks into it for padding. There is none.
+    look = masking_utils.fast_all
     F.scaled_dot_product_attention = fused
+    masking_utils.fast_all = lambda mask: mask.device.type == "meta" or look(mask)
     try:
         yield
     finally:
         F.scaled_dot_product_attention = own
+        masking_utils.fast_all = look
 
 
 def _attend(result: Count, kind: str, q: torch.Tensor, k: torch.Tensor, products: int) -> None:

@@ -10,18 +10,59 @@ import numpy as np
 import torch
 
 from tunery import methods, tasks
-from tunery.plan._counting import count
+from tunery.plan._counting import count, height
 from tunery.plan.workload import Count
 from tunery.train import attention, forward, learners
+
+VOCABULARY = 49_152
 
 
 def batch(dtype: torch.dtype, tokens: int) -> tuple[Callable[[], Any], Count]:
     """(a function that computes one batch with its gradient, what is counted of it): LoRA on four of SmolLM2-135M's layers."""
+    config, build, loss = _parts(dtype, tokens, layers=4, vocabulary=1024)
+    counted = count(config, build, [loss])[0]
+    with torch.random.fork_rng(devices=[]):
+        model = build(config)
+    return (lambda: loss(model).backward()), counted
+
+
+def growth(dtype: torch.dtype, tokens: int) -> tuple[int, int]:
+    """(bytes that this process really grows by in some batches, bytes that are counted): the allocator's part. In a fresh process.
+
+    With 12 layers and the whole vocabulary, since what is left between large and small pieces is what is measured.
+    """
+    import psutil
+
+    from tunery.machine import peak_memory
+
+    config, build, loss = _parts(dtype, tokens, layers=12, vocabulary=VOCABULARY)
+    model = build(config)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    before = psutil.Process().memory_info().rss
+    for _ in range(4):
+        loss(model).backward()
+    grown = peak_memory() - before
+    with torch.device("meta"):
+        shapes = build(config)
+    return grown, height(shapes, loss, VOCABULARY, again=True).total
+
+
+def _parts(
+    dtype: torch.dtype, tokens: int, layers: int, vocabulary: int
+) -> tuple[Any, Callable[[Any], Any], Callable[[Any], torch.Tensor]]:
+    """(config, build, loss) as `count` wants them."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     attention.register()
     config = LlamaConfig(
-        vocab_size=1024, hidden_size=576, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=9, num_key_value_heads=3
+        vocab_size=vocabulary,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=layers,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
     )
     config.dtype = dtype
     row = SimpleNamespace(tokens=np.arange(tokens + 1, dtype=np.int32) % 1000, weights=np.r_[0, np.ones(tokens)].astype(np.float32))
@@ -37,7 +78,4 @@ def batch(dtype: torch.dtype, tokens: int) -> tuple[Callable[[], Any], Count]:
     def loss(model: Any) -> torch.Tensor:
         return learner.loss(model, next(iter(learner.batches(model, [row]))))[0]
 
-    counted = count(config, build, [loss])[0]
-    with torch.random.fork_rng(devices=[]):
-        model = build(config)
-    return (lambda: loss(model).backward()), counted
+    return config, build, loss

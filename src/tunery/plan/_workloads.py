@@ -14,11 +14,10 @@ import torch
 from tunery.methods import Method, _low_rank
 from tunery.models.heads import Head
 from tunery.models.load import automatic_class, quiet_transformers
-from tunery.plan._counting import count, with_layers
+from tunery.plan._counting import count, height, with_layers
 from tunery.plan.workload import Workload
 from tunery.tasks import Task
 from tunery.train import attention, forward, learners
-from tunery.train.forward import LOGITS
 from tunery.train.steps import plan_steps
 
 SAMPLED = 24
@@ -63,10 +62,17 @@ def workload(job: Job, method: Method, options: Any) -> Workload:
     chosen = [order[round(k * (len(order) - 1) / (POINTS - 1))] for k in range(POINTS)]
     chosen = list({_size(b): b for b in chosen}.values())
     counts = count(job.config, build, [partial(_loss, learner, b) for b in chosen])
-    if job.checkpointing:
-        plain = count(job.config, _builder(replace(job, checkpointing=False), method, options), [partial(_loss, learner, chosen[-1])])[0]
-        counts[-1].saved_bytes += plain.layer_bytes  # one layer at a time is computed again and kept until its gradient is done
-    layers = int(job.config.get_text_config().num_hidden_layers)
+    text = job.config.get_text_config()
+    several = _several(learner, one, rows, steps, job.rows.lengths)
+    # The whole model for the memory: what is alive at the height need not be on a line with what is at that of a shallower one.
+    autocast = job.dtype if method.TRAINS_BASE and job.dtype.itemsize == 2 else None
+    with torch.device("meta"):
+        full = _builder(replace(job, dtype=torch.float32) if autocast else job, method, options)(
+            with_layers(job.config, text.num_hidden_layers)
+        )
+    highest = height(full, partial(_loss, learner, chosen[-1]), int(text.vocab_size), several, autocast)
+    del full
+    layers = int(text.num_hidden_layers)
 
     def whole(measure: Callable[[Any], int]) -> int:
         return measure(one) + (measure(two) - measure(one)) * (layers - 1)
@@ -77,31 +83,30 @@ def workload(job: Job, method: Method, options: Any) -> Workload:
     base = every if method.TRAINS_BASE else every - learned
     linear = whole(lambda m: sum(x.weight.numel() for x in _linear(m)))
     layer = sum(x.weight.numel() for x in _linear(two)) - sum(x.weight.numel() for x in _linear(one))
-    base_bytes, copied, recast = base * width, 0, 0
+    base_bytes, mapped, copied, recast = base * width, 0, 0, 0
     if method.TRAINS_BASE:
         base_bytes = base * 4
         if width == 2:  # autocast keeps the bfloat16 form until the batch's gradient is done, and casts the gradient back
-            copied, recast = linear * 2, linear * 12
+            recast = linear * 12
     elif getattr(method, "QUANTISES", False):
         # 4 bits, and for each 64 of them a scale: float32, or 8 bits with one float32 for 256 (Dettmers et al. 2023, QLoRA, section 3).
         scale = (1 / 64 + 4 / (64 * 256)) if getattr(options, "double_quantisation", True) else 4 / 64
-        base_bytes = int(linear * (0.5 + scale)) + (base - linear) * width
+        base_bytes, mapped = int(linear * (0.5 + scale)) + (base - linear) * width, linear * width
         largest = max((x.weight.numel() for x in _linear(one)), default=0)
         copied, recast = largest * width, int(linear * 2 * (0.5 + width))
-    text = job.config.get_text_config()
-    supervised = int(min(LOGITS, max((_supervised(b) for b in chosen), default=0)))
-    logits = supervised * int(text.vocab_size) * (width + 12) if job.task.FORM in ("tokens", "pairs") else 0
     return Workload(
         base_parameters=base,
         learned_parameters=learned,
         base_bytes=base_bytes,
+        mapped_bytes=mapped,
         copied_bytes=copied,
         largest_layer_bytes=layer * width,
         counted=tuple(sorted(((_size(b), c) for b, c in zip(chosen, counts, strict=True)), key=lambda found: found[0])),
+        height=highest,
+        several=several,
         batches=tuple(sorted(sizes.items())),
         steps=len(steps),
         tokens=int(sum(job.rows.lengths[s].sum() for s in steps)),
-        logits_bytes=logits,
         recast_bytes=recast,
         test_rows=job.test_rows,
         test_tokens=job.test_tokens,
@@ -172,10 +177,10 @@ def _size(batch: Any) -> int:
     return int(batch.ids.size) if hasattr(batch, "ids") else len(batch.tokens)
 
 
-def _supervised(batch: Any) -> int:
-    if hasattr(batch, "packs"):
-        return max(len(p.targets) for p in batch.packs)
-    return len(batch.targets) if hasattr(batch, "targets") else 0
+def _several(learner: Any, model: Any, rows: Any, steps: list[np.ndarray], lengths: np.ndarray) -> bool:
+    """Whether the step with most tokens has more than one batch."""
+    largest = steps[int(np.argmax([lengths[s].sum() for s in steps]))]
+    return len(list(learner.batches(model, [rows[int(i)] for i in largest]))) > 1
 
 
 def _linear(model: Any) -> list[Any]:

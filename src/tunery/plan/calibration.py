@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tunery.models.cache import cache_folder
 from tunery.plan.rates import Rates
 from tunery.run import write_text
 
-FORMAT = 1
+FORMAT = 2
 BUDGET = 0.25
 """Seconds for each figure: the median of what fits in."""
 TOKENS = 512
@@ -63,9 +63,10 @@ def _measure(name: str) -> Rates:
         # New outputs, as training has them: memory handed out anew costs more than the values written to it.
         x, y = torch.randn(TOKENS, 1536).to(dtype), torch.randn(TOKENS, 1536).to(dtype)
         rate["moved"][of] = 3 * x.numel() * x.element_size() / _median(partial(torch.mul, x, y))
-    parts = Rates(name, rate, operation, _library_bytes(), {"bfloat16": 1.0, "float32": 1.0}, measured=True)
-    whole = {of: _whole(of, parts) for of in parts.whole}
-    return Rates(name, rate, operation, parts.library_bytes, whole, measured=True)
+    faster = max(rate["matrix"], key=lambda of: rate["matrix"][of])
+    libraries, allocator = _fresh_process(faster)
+    parts = Rates(name, rate, operation, libraries, {"bfloat16": 1.0, "float32": 1.0}, measured=True, allocator=allocator)
+    return replace(parts, whole={of: _whole(of, parts) for of in parts.whole})
 
 
 def _products(dtype: Any, shapes: list[tuple[int, int, int]]) -> float:
@@ -114,18 +115,28 @@ def _median(work: Callable[[], Any]) -> float:
     return statistics.median(times)
 
 
-def _library_bytes() -> int:
-    """The peak resident size of a process of its own that imports what a training run imports and computes something."""
+def _fresh_process(dtype: str) -> tuple[int, float]:
+    """Of a process of its own: its size when it has imported what a training run imports, and what its allocator adds to a batch."""
     code = (
-        "import torch, transformers, peft, safetensors, sklearn.metrics\n"
+        "import json, torch, transformers, peft, safetensors, sklearn.metrics\n"
         "from transformers import AutoModelForCausalLM\n"
         "from transformers.models.llama import modeling_llama\n"
         "import tunery.pipeline, tunery.train.loop\n"
+        f"torch.set_num_threads({_threads()})\n"
         "x = torch.randn(256, 256, requires_grad=True); (x @ x).sum().backward()\n"
         "from tunery.machine import peak_memory\n"
-        "print(peak_memory())\n"
+        "size = peak_memory()\n"
+        "from tunery.plan._reference import growth\n"
+        f"print(json.dumps([size, *growth(torch.{dtype}, {TOKENS})]))\n"
     )
     source = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    return int(result.stdout)
+    size, grown, counted = json.loads(result.stdout.splitlines()[-1])
+    return int(size), max(0.0, grown / counted - 1)
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()

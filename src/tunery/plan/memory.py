@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tunery.plan.rates import Rates
 from tunery.plan.workload import Workload
 
 DIVIDED: dict[str, frozenset[str]] = {
@@ -38,12 +39,15 @@ class Memory:
         return self.process_bytes * self.processes
 
 
-def memory(work: Workload, sharding: str, processes: int, library_bytes: int) -> Memory:
-    """The height of a training step: after the forward pass of its largest batch, while the first gradients are made."""
+def memory(work: Workload, sharding: str, processes: int, rates: Rates, mapped: bool = True) -> Memory:
+    """The height of a training step. mapped: weights lie in memory mapped from their file, as on a CPU, not in a device's own.
+
+    Where a step is one batch, gradients come while activations go, so `activations` is what there is at the height beyond all gradients.
+    """
     own = work.learned_parameters * 4
     adapter = 0 if work.base_parameters == work.learned_parameters else own
     whole = {
-        "weights": work.base_bytes,
+        "weights": work.base_bytes + (work.mapped_bytes if mapped else 0),
         "adapter": adapter,
         "gradients": own,
         "optimiser": 2 * own,
@@ -51,7 +55,9 @@ def memory(work: Workload, sharding: str, processes: int, library_bytes: int) ->
     divided = DIVIDED[sharding]
     parts = {name: -(-size // processes) if name in divided else size for name, size in whole.items()}
     gathered = work.largest_layer_bytes if "weights" in divided and processes > 1 else 0
-    parts["activations"] = work.counted[-1][1].saved_bytes + work.copied_bytes + gathered
-    parts["logits"] = work.logits_bytes
-    parts["libraries"] = library_bytes
+    beyond = work.height.total if work.several else max(0, work.height.total - own)
+    parts["logits"] = min(work.height.logits, beyond)
+    parts["activations"] = beyond - parts["logits"] + work.copied_bytes + gathered
+    parts["allocator"] = int(rates.allocator * (parts["logits"] + parts["activations"]))
+    parts["libraries"] = rates.library_bytes
     return Memory(parts, processes)

@@ -24,6 +24,8 @@ class Rates:
     library_bytes: int
     whole: Mapping[str, float]
     measured: bool
+    allocator: float = 0.0
+    """What a process grows by beyond what is alive in it, as a share of that: freed memory in pieces that nothing fits into."""
 
     def seconds(self, operations: Counter[Operation], dtype: str) -> float:
         """Time of these operations in a training whose activations are `dtype`."""

@@ -23,6 +23,8 @@ from tunery.resolve import Resolved
 
 TOKENIZER = "smollm2-135m"
 """Whose tokenizer measures the rows where the model itself is not on this machine."""
+_NEEDS_VALUES = ("meta", "quantiz", "quantis")
+"""What torch's and PEFT's messages have in them where a method reads the values of weights, which shapes have not."""
 NEW_TOKENS = 16
 """Generated tokens taken for a row where the recipe does not say."""
 
@@ -176,13 +178,15 @@ def make(
             if work is None:
                 try:
                     work = workload(job, method, options)
-                except (RuntimeError, NotImplementedError, TypeError) as e:
+                except (RuntimeError, NotImplementedError) as e:
+                    if not any(word in str(e).lower() for word in _NEEDS_VALUES):
+                        raise
                     refused.append((name, "any", f"not planned: it cannot be counted on shapes alone ({str(e).splitlines()[0][:120]})"))
                     break
             count = 1 if stage == "none" else _processes(resolved, stage, processes, shared)
             if stage != "none" and count == 1:
                 continue
-            used = memory(work, stage, count, rates.library_bytes)
+            used = memory(work, stage, count, rates, mapped=shared and resolved.device == "cpu")
             seconds = train_seconds(work, rates, dtype, stage, count, on.link if on else None)
             candidates.append(Candidate(name, stage, count, used, seconds, evaluate_seconds(work, rates, dtype), work.learned_parameters))
             steps = work.steps

@@ -43,6 +43,18 @@ def _line(one: Counter[Operation], two: Counter[Operation], layers: int) -> Coun
 
 
 @dataclass(frozen=True)
+class Height:
+    """Bytes that one batch's computation holds when it holds most, beside the weights; `logits`: those as wide as the vocabulary."""
+
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.activations + self.logits
+
+
+@dataclass(frozen=True)
 class Workload:
     """One method on one recipe's rows. Sizes are in bytes, batches in computed positions (what rows share counts once)."""
 
@@ -50,17 +62,22 @@ class Workload:
     learned_parameters: int
     base_bytes: int
     """The base's weights as training holds them: float32 where they learn, four bits where they are quantised."""
+    mapped_bytes: int
+    """Of a quantised base, the file's own weights: read through memory mapped from the file, which stays while any tensor is in it."""
     copied_bytes: int
     """A second form of the weights while a batch is computed: bfloat16 of float32 weights under autocast, or one layer dequantised."""
     largest_layer_bytes: int
     """What a sharding that divides weights gathers at a time."""
     counted: tuple[tuple[int, Count], ...]
     """(positions, count) of some real batches, smallest first; the last is the largest of the run."""
+    height: Height
+    """Of the largest batch. Where a step is one batch its gradients are part of it, as they come while activations go."""
+    several: bool
+    """Whether a step has several batches, so that all gradients of the first are there while the second is computed."""
     batches: tuple[tuple[int, float], ...]
     """(positions, how many such batches the run has)."""
     steps: int
     tokens: int
-    logits_bytes: int
     recast_bytes: int
     """Bytes moved a batch to make `copied_bytes` anew."""
     test_rows: int
