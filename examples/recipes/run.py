@@ -20,6 +20,14 @@ HERE = Path(__file__).parent
 RUNS = Path("runs") / "recipes"
 PAGE = HERE.parents[1] / "docs" / "recipes.md"
 METHODS = ("lora", "dora", "qlora", "full")
+ALSO = {"preference": ("reward_margin",)}
+"""Beside a task's primary measure: what training itself pulls at, where a small model's answers hardly move."""
+
+READING = (
+    "The preference pairs are right against wrong options of `logiqa`, which asks for reasoning: a model of 135 million parameters does not",
+    "choose the right option more often after 50 steps than before. What DPO pulls at, the margin between the rewards of the two answers, is",
+    "each method's second line; where its bounds hold zero, nothing was learned that carries over to held-out pairs.",
+)
 
 
 def main() -> None:
@@ -70,14 +78,14 @@ def page(reports: dict[tuple[str, str], dict[str, Any]]) -> str:
     ]
     for (task, method), report in reports.items():
         evaluation, train = report["evaluation"], report["train"]
-        name = evaluation["primary"]
-        before, after, p = evaluation["before"][name], evaluation["after"][name], evaluation["difference"][name]["p_value"]
-        lines.append(
-            f"| {task} | {method} | {report['data']['train_rows']:,} | {name} | {_value(before)} | {_value(after)} | "
-            f"{'< 0.001' if p < 0.001 else f'{p:.3f}'} | {train['peak_memory_bytes'] / 1e9:.2f} GB | "
-            f"{train['trainable_parameters']:,} |"
-        )
-    return "\n".join([*lines, ""])
+        for name in (evaluation["primary"], *ALSO.get(task, ())):
+            before, after, p = evaluation["before"][name], evaluation["after"][name], evaluation["difference"][name]["p_value"]
+            lines.append(
+                f"| {task} | {method} | {report['data']['train_rows']:,} | {name} | {_value(before)} | {_value(after)} | "
+                f"{'< 0.001' if p < 0.001 else f'{p:.3f}'} | {train['peak_memory_bytes'] / 1e9:.2f} GB | "
+                f"{train['trainable_parameters']:,} |"
+            )
+    return "\n".join([*lines, "", *READING, ""])
 
 
 def _value(interval: dict[str, float]) -> str:

@@ -57,8 +57,8 @@ def test_matrix_products_of_full_tuning_are_those_of_the_formula() -> None:
     heads = HEADS * SIZE, KEY_VALUES * SIZE
     layer = HIDDEN * (2 * heads[0] + 2 * heads[1] + 3 * INTERMEDIATE)
     head = HIDDEN * VOCABULARY
-    # Forward once, backward twice; the head's logits are made a second time for their gradient.
-    by_hand = 2 * TOKENS * (3 * LAYERS * layer + 4 * head)
+    # Forward once, backward twice; the head's gradient is made with its logits.
+    by_hand = 2 * TOKENS * 3 * (LAYERS * layer + head)
     found = counted("full")
     assert found.flops("matrix") == by_hand
     assert found.flops("thin") == 2 * head  # the logits of one position, which the model's own forward makes

@@ -12,6 +12,7 @@ half a dozen times, took four times as long.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -137,8 +138,9 @@ class _product_type:
 
     def __init__(self, x: torch.Tensor) -> None:
         kind = x.device.type
-        self.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        self.off = torch.autocast(kind, enabled=False)
+        known = torch.amp.is_autocast_available(kind)  # shapes alone have none
+        self.dtype = torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else x.dtype
+        self.off = torch.autocast(kind, enabled=False) if known else nullcontext()
 
     def __enter__(self) -> torch.dtype:
         self.off.__enter__()
