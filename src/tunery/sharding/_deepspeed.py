@@ -141,7 +141,13 @@ class DeepSpeed(Engine):
         return Held(stored(weights), stored([*states, *copies]))
 
     def _held(self) -> Iterable[torch.Tensor]:
-        return [p.ds_tensor if self.stage == 3 else p for p in self.parameters.values()]
+        return [self._without_filling(p) if self.stage == 3 else p for p in self.parameters.values()]
+
+    def _without_filling(self, parameter: Any) -> torch.Tensor:
+        """This process's part without what fills up the last one, which ZeRO-3 leaves as the memory was: it may be no number."""
+        size = parameter.ds_tensor.numel()
+        part: torch.Tensor = parameter.ds_tensor.flatten()[: max(0, parameter.ds_numel - size * self.rank)]
+        return part
 
     def _own_part(self, value: torch.Tensor, parameter: Any) -> torch.Tensor:
         """This process's part of a whole tensor, as ZeRO-3 divides it: equal parts in order, the last one filled up with zeros."""
