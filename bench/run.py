@@ -56,7 +56,14 @@ class Workload:
         return self.rows_per_step * (self.steps + 1)
 
 
-WORKLOADS = {w.name: w for w in (Workload("headlines", 16, 8, (16, 32, 64, 128)), Workload("dense", 8, 3, (4, 8, 16)))}
+WORKLOADS = {
+    w.name: w
+    for w in (
+        Workload("headlines", 16, 8, (16, 32, 64, 128)),
+        Workload("chats", 16, 3, (16, 32)),
+        Workload("dense", 8, 3, (4, 8, 16)),
+    )
+}
 
 
 def say(message: str) -> None:
