@@ -66,16 +66,21 @@ WORKLOADS = {
 }
 
 
+class Killed(RunError):
+    """A process that the system killed: it needed more memory than there is."""
+
+
 def say(message: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {message}", file=sys.stderr, flush=True)
 
 
 def call(what: str, command: list[str | Path], env: dict[str, str] | None = None) -> str:
-    """The standard output of a command. Raises RunError with the end of what it wrote to standard error."""
+    """The standard output of a command. Raises RunError with the end of what it wrote to standard error, Killed where it was killed."""
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **(env or {})})
     if done.returncode:
         tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-8:])
-        raise RunError(f"{what} failed with code {done.returncode}:\n{tail}")
+        kind = Killed if done.returncode in (-9, 137) else RunError
+        raise kind(f"{what} failed with code {done.returncode}:\n{tail}")
     return done.stdout
 
 
@@ -146,11 +151,19 @@ def best_of_peer(sides: Sides, w: Workload, quick: bool) -> tuple[list[str], lis
     short, tried = replace(w, steps=1 if quick else 2), []
     say(f"{w.name}: which way is the peer fastest?")
     for way in ways:
-        tried.append({"options": way, **sides.run("peer", short, *way)})
+        tried.append(_attempt(sides, short, way))
     if not quick:
-        way = [*_fastest(tried)["options"], "--no-autocast"]
-        tried.append({"options": way, **sides.run("peer", short, *way)})
+        tried.append(_attempt(sides, short, [*_fastest(tried)["options"], "--no-autocast"]))
     return _fastest(tried)["options"], tried
+
+
+def _attempt(sides: Sides, w: Workload, way: list[str]) -> dict[str, Any]:
+    """The peer's result that way; a way for which there is not the memory is no way here, and is noted."""
+    try:
+        return {"options": way, **sides.run("peer", w, *way)}
+    except Killed:
+        say(f"  peer  out of memory  {' '.join(way)}")
+        return {"options": way, "out_of_memory": True}
 
 
 def best_rows(sides: Sides, w: Workload, way: list[str]) -> tuple[int, int, list[str]]:
@@ -163,13 +176,16 @@ def best_rows(sides: Sides, w: Workload, way: list[str]) -> tuple[int, int, list
         for batch in sorted({int(way[at]), n}):
             if n % batch == 0:
                 options = [*way[:at], str(batch), *way[at + 1 :]]
-                peer.append({"rows": n, "options": options, **sides.run("peer", some, *options)})
+                peer.append({"rows": n, **_attempt(sides, some, options)})
     found = _fastest(peer)
     return _fastest(ours)["rows"], found["rows"], found["options"]
 
 
 def _fastest(results: list[dict[str, Any]]) -> dict[str, Any]:
-    return max((r for r in results if r.get("rows_apart", True)), key=lambda r: r["tokens_per_second"])
+    able = [r for r in results if r.get("rows_apart", True) and not r.get("out_of_memory")]
+    if not able:
+        raise RunError("there is not the memory for any of the peer's ways on this machine, so there is nothing to compare with")
+    return max(able, key=lambda r: r["tokens_per_second"])
 
 
 def measure(sides: Sides, name: str, ours: Workload, peer: Workload, way: list[str], rounds: int) -> dict[str, Any]:

@@ -131,7 +131,10 @@ def build(model_folder: Path, folder: Path, precision: str, cache: Path, log: Pa
         output.seek(0)
         text = output.read().decode("utf-8", errors="replace").replace("\r", "\n")
     write_text(log, text)
-    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), f"exit code {result.returncode}")
+    lines = [line.strip() for line in reversed(text.splitlines()) if line.strip()]
+    # What it prints on its standard output is buffered, and may come after the error that ended it.
+    error = next((line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b", line)), None)
+    last = error or next(iter(lines), f"exit code {result.returncode}")
     raise RunError(f"onnxruntime-genai's model builder could not export this model in {precision}: {last[:300]} (all it said: {log})")
 
 
