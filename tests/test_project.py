@@ -51,6 +51,17 @@ def test_what_the_pins_need_is_pinned_too() -> None:
                 assert canonicalize_name(need.name) in pins, f"{name} needs {need.name}, which is not pinned"
 
 
+def test_every_extra_that_a_message_names_exists() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {
+        name
+        for file in (ROOT / "src").rglob("*.py")
+        for names in re.findall(r"tunery\[([\w,-]+)\]", file.read_text())
+        for name in names.split(",")
+    }
+    assert {"onnx", "track", "qlora"} <= named <= set(extras)
+
+
 def test_the_pins_the_contract_names() -> None:
     pins = _pins()
     assert pins["torch"] == Version("2.13.0")

@@ -588,7 +588,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_llama: Path, name: str)
 def test_virtual_tokens_without_their_network_can_be_used_but_not_trained(
     tiny_llama: Path, tmp_path: Path, name: str, options: dict[str, Any]
 ) -> None:
-    """As an exported adapter is, or one that PEFT saved."""
+    """As an adapter is that PEFT saved."""
     method = methods.get(name)
     model, chosen = attached(tiny_llama, name, **options)
     scramble(model)

@@ -1,4 +1,4 @@
-"""Every method of our own learns with its default settings, and goes on after a kill as if nothing had happened, bit for bit."""
+"""Every method goes on after kills as if nothing had happened, bit for bit; those of our own learn with their default settings."""
 
 import multiprocessing
 import random
@@ -23,9 +23,12 @@ CHOICES: dict[str, dict[str, Any]] = {
     "pissa": {"name": "lora", "rank": 4, "start": "pissa", "loraplus_ratio": 4},
     "tokens": {"name": "lora", "rank": 4, "train_tokens": ["yes", "no", " river"]},
     "dora": {"name": "dora", "rank": 4, "dropout": 0.3},
-    "qlora": {"name": "qlora", "rank": 4, "dora": True, "start": "loftq"},
+    "qlora": {"name": "qlora", "rank": 4},
+    "quantised dora": {"name": "qlora", "rank": 4, "dora": True, "start": "loftq"},
     "full": {"name": "full"},
 }
+OF_PEFT: dict[str, dict[str, Any]] = {name: {"name": name} for name in sorted({*methods.names()} - {c["name"] for c in CHOICES.values()})}
+"""What these learn with their default settings is in test_peft_methods.py."""
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +44,14 @@ def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     return lines, {f.name: f.read_bytes() for f in Run(folder).learned.iterdir()}
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", [*CHOICES, *OF_PEFT])
 def test_kills_at_random_points_change_nothing(choice: str, processes: ForkServerContext, tiny_llama: Path, tmp_path: Path) -> None:
-    if choice == "qlora":
+    method = {**CHOICES, **OF_PEFT}[choice]
+    if method["name"] == "qlora":
         pytest.importorskip("bitsandbytes")
 
     def start(folder: Path) -> Any:
-        settings = {"method": CHOICES[choice], "epochs": 2, "checkpoint_every": 2}
+        settings = {"method": method, "epochs": 2, "checkpoint_every": 2}
         process = processes.Process(target=train_tiny, args=(tiny_llama, folder), kwargs=settings)
         process.start()
         return process
@@ -96,7 +100,7 @@ def learn(folder: Path, chosen: dict[str, Any], steps: int) -> tuple[float, floa
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_the_loss_on_held_out_rows_falls_with_the_default_settings(choice: str, tiny_llama: Path) -> None:
-    if choice == "qlora":
+    if CHOICES[choice]["name"] == "qlora":
         pytest.importorskip("bitsandbytes")
     before, after = learn(tiny_llama, CHOICES[choice], 30)
     assert after < before - 0.01

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from against_peft import our_losses, ours, peft_losses
+from against_peft import our_losses, ours, peft_losses, quantised_by_transformers
 from safetensors.torch import load_file
 
 from tunery.errors import InputError
-from tunery.methods import lora, qlora, trainable
+from tunery.methods import dora, lora, qlora, trainable
 from tunery.methods._tokens import token_ids
 from tunery.models.load import load_model, load_tokenizer
 
@@ -32,17 +32,20 @@ def added(tiny_llama: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_twenty_steps_equal_pefts_with_tied_and_untied_heads(tiny_any: Path) -> None:
+@pytest.mark.parametrize("method", [lora, dora, qlora])
+def test_twenty_steps_equal_pefts_with_tied_and_untied_heads(tiny_any: Path, method: Any) -> None:
     from peft import LoraConfig, get_peft_model
 
-    tied = load_model(tiny_any).config.tie_word_embeddings
-    indices: Any = TOKENS if tied else {"model.embed_tokens": TOKENS, "lm_head": TOKENS}
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", trainable_token_indices=indices, task_type="CAUSAL_LM")
-    chosen = options(tiny_any)
-    theirs = peft_losses(get_peft_model(load_model(tiny_any), config), ours(tiny_any, lora, chosen))  # type: ignore[arg-type]
-    assert our_losses(ours(tiny_any, lora, chosen), lora, chosen) == pytest.approx(theirs, abs=1e-5)
-    without = lora.Options(rank=4, alpha=8)
-    assert our_losses(ours(tiny_any, lora, without), lora, without)[-1] != pytest.approx(theirs[-1], abs=1e-4)
+    base: Any = quantised_by_transformers(tiny_any) if method is qlora else load_model(tiny_any)
+    indices: Any = TOKENS if base.config.tie_word_embeddings else {"model.embed_tokens": TOKENS, "lm_head": TOKENS}
+    config = LoraConfig(
+        r=4, lora_alpha=8, use_dora=method is dora, target_modules="all-linear", trainable_token_indices=indices, task_type="CAUSAL_LM"
+    )
+    chosen = method.Options(**options(tiny_any).model_dump(exclude={"start"}))
+    theirs = peft_losses(get_peft_model(base, config), ours(tiny_any, method, chosen))
+    assert our_losses(ours(tiny_any, method, chosen), method, chosen) == pytest.approx(theirs, abs=1e-5)
+    without = method.Options(rank=4, alpha=8)
+    assert our_losses(ours(tiny_any, method, without), method, without) != pytest.approx(theirs, abs=2e-5)
 
 
 @pytest.mark.parametrize("method", [lora, qlora])

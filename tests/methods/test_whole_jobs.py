@@ -59,3 +59,18 @@ def test_what_is_exported_is_what_was_trained(method: Any, precision: str, tiny_
     first, second = (json.loads((tmp_path / r / "metrics.jsonl").read_text().splitlines()[0])["loss"] for r in ("run", "further"))
     assert again.report["status"] == "succeeded"
     assert second < first - 0.1  # it begins where the other ended
+
+
+@pytest.mark.parametrize("method", ["p_tuning", "prefix", "adalora", "vera"])
+def test_a_finished_run_is_gone_on_from_whatever_its_method(method: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """By name of the run, whose adapter was exported in place: what training alone reads is still there."""
+    runs = []
+    for name, more in (("first", {}), ("second", {"init_from": str(tmp_path / "first")})):
+        (tmp_path / f"job-{name}").mkdir()
+        job = write_job(tmp_path / f"job-{name}", tiny_llama, method=method, train={**SHORT, "precision": "fp32", **more})
+        job.write_text(job.read_text().replace("  test: test.jsonl\n", ""))
+        runs.append(pipeline.finetune(job, tmp_path / name))
+    (first, second), files = runs, [{p.name for p in run.run.adapter.iterdir()} for run in runs]
+    assert files[0] == files[1]
+    assert "proof.json" in files[0]
+    assert second.run.metrics()[0]["loss"] < first.run.metrics()[0]["loss"] - 0.01

@@ -175,7 +175,7 @@ def require_same_files(run: Path, case: Case, models: Path, work: Path) -> None:
     import tunery
     from tunery.run import Run
 
-    # The adapter's export is made in place: it adds its proof, and leaves out what only training needs.
+    # The adapter's export is made in place, and adds its proof.
     alone = replace(case, sharding="none", exports=tuple(name for name in case.exports if name == "adapter"))
     kept = models / "files" / f"{alone.name}.json"
     if not kept.is_file():  # once for all shardings

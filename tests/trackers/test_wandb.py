@@ -16,7 +16,7 @@ from tunery.recipe import Recipe
 from tunery.run import Run
 from tunery.trackers import observers, wandb
 
-pytest.importorskip("wandb", reason="wandb is not installed; pip install 'tunery[wandb]'")
+pytest.importorskip("wandb", reason="wandb is not installed; pip install 'tunery[track]'")
 
 
 @pytest.fixture(autouse=True)

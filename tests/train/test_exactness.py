@@ -1,13 +1,11 @@
-"""The step's arithmetic: packing, sharing and accumulation change nothing, and LoRA is PEFT's LoRA."""
+"""The step's arithmetic: packing, sharing and accumulation change nothing."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from against_peft import assert_same_losses
 from rows import TokenRows, random_rows
 
 from tunery.methods import lora, trainable
@@ -103,65 +101,6 @@ def test_a_layer_that_does_not_attend_is_never_packed(tiny_llama: Path) -> None:
     model.config.layer_types = ["full_attention", "linear_attention"]
     packs = list(forward.packs_for(model, rows))
     assert [set(p.rows.tolist()) for p in packs] == [{0}, {1}, {2}]
-
-
-def batches(steps: int) -> Iterator[TokenRows]:
-    for n in range(steps):
-        yield random_rows(4, seed=n)
-
-
-def train_ours(folder: Path, dtype: str, steps: int = 20) -> tuple[list[float], dict[str, torch.Tensor]]:
-    model = load_model(folder, dtype, attention=attention.register())
-    lora.attach(model, OPTIONS, seed=0)
-    model.train()
-    optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-2, weight_decay=0.01)
-    losses = []
-    for rows in batches(steps):
-        losses.append(accumulate(model, learners.get(get("chat")), rows, float(rows.supervised.sum())))
-        optimizer.step()
-        optimizer.zero_grad()
-    return losses, {n: p.detach().clone() for n, p in trainable(model).items()}
-
-
-def train_peft(folder: Path, dtype: str, steps: int = 20) -> tuple[list[float], dict[str, torch.Tensor]]:
-    from peft import LoraConfig, get_peft_model
-
-    model: Any = load_model(folder, dtype)
-    wrapped = get_peft_model(
-        model, LoraConfig(r=OPTIONS.rank, lora_alpha=OPTIONS.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
-    start = load_model(folder, dtype)
-    lora.attach(start, OPTIONS, seed=0)
-    theirs = {n: p for n, p in wrapped.named_parameters() if p.requires_grad}
-    mine = trainable(start)
-    names = {n.removeprefix("base_model.model.").replace(".default.weight", ""): n for n in theirs}
-    assert set(names) == set(mine)
-    with torch.no_grad():
-        for n, p in mine.items():
-            theirs[names[n]].copy_(p)
-    optimizer = torch.optim.AdamW([theirs[names[n]] for n in mine], lr=1e-2, weight_decay=0.01)
-    wrapped.train()
-    losses = []
-    for rows in batches(steps):
-        total = torch.zeros(())
-        for row in rows:
-            ids = torch.from_numpy(row.tokens.astype(np.int64))[None]
-            nats = torch.nn.functional.cross_entropy(wrapped(input_ids=ids).logits[0, :-1].float(), ids[0, 1:], reduction="none")
-            total = total + (nats * torch.from_numpy(row.weights[1:])).sum()
-        loss = total / float(rows.supervised.sum())
-        loss.backward()
-        losses.append(loss.item())
-        optimizer.step()
-        optimizer.zero_grad()
-    return losses, {n: theirs[names[n]].detach().clone() for n in mine}
-
-
-def test_twenty_steps_equal_pefts(tiny_llama: Path, tiny_phi3: Path, tiny_qwen: Path) -> None:
-    def runs(folder: Path) -> tuple[list[float], list[float], list[float], list[float]]:
-        found = [train(folder, dtype)[0] for dtype in ("float32", "bfloat16") for train in (train_ours, train_peft)]
-        return found[0], found[1], found[2], found[3]
-
-    assert_same_losses(map(runs, (tiny_llama, tiny_phi3, tiny_qwen)))
 
 
 @pytest.mark.parametrize(

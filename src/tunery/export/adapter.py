@@ -12,7 +12,6 @@ from tunery.export.folder import copy_tokenizer, export_folder, state_padding, w
 from tunery.export.probes import verify_probes
 from tunery.export.proof import folder_size
 from tunery.export.source import ExportSource
-from tunery.methods._adapter_file import PISSA
 from tunery.recipe import Options as _Options
 
 SUMMARY = "the adapter alone, in PEFT's file format"
@@ -36,10 +35,9 @@ def export(source: ExportSource, out: Path, options: Options) -> dict[str, Any]:
         raise InputError(f"{source.adapter}: {missing[0]} is missing, so there is no adapter here to export; train it again")
     with export_folder(out, source) as folder:
         started = source.start()
-        for name in FILES:
-            shutil.copyfile(source.adapter / name, folder / name)
-        if (source.adapter / PISSA).is_file():  # what training goes on from, since this may take the place of the run's own adapter
-            shutil.copyfile(source.adapter / PISSA, folder / PISSA)
+        # With the tensors that only training reads (PiSSA's start, P-tuning's network): this may take the place of the run's own adapter.
+        for file in {source.adapter / FILES[0], *source.adapter.glob("*.safetensors")}:
+            shutil.copyfile(file, folder / file.name)
         copy_tokenizer(source.base_folder, folder)
         verify_probes(source.probes, folder, "adapter")
         model = source.load_by_peft(folder)

@@ -31,7 +31,7 @@ class Options(_Options):
 def require(options: Options) -> None:
     """Raise MissingExtraError unless wandb is installed, InputError when it would ask for a key."""
     if importlib.util.find_spec("wandb") is None:
-        raise MissingExtraError("track: wandb is not installed; install it with: pip install 'tunery[wandb]'")
+        raise MissingExtraError("track: wandb is not installed; install it with: pip install 'tunery[track]'")
     if (options.mode or os.environ.get("WANDB_MODE", "online")) != "online" or os.environ.get("WANDB_API_KEY"):
         return
     import wandb
