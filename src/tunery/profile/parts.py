@@ -38,6 +38,6 @@ PASSING: dict[str, str] = {
 
 AROUND: dict[str, str] = {
     "libraries": "Python and libraries",
-    "rest": "Allocator and the rest",
+    "rest": "Allocator, profiler, the rest",
 }
 """What the process holds beside its tensors: their sum is what is resident beyond what torch knows of."""

@@ -199,9 +199,7 @@ def lead(profile: Mapping[str, Any]) -> str:
     text = f"{which} profiled; the figures are of one step, the mean of them."
     usual = training.get("median_step_seconds")
     if usual:
-        text += (
-            f" The other steps took {_ms(usual)} (median): these contain what the profiler itself costs, and their own number of tokens."
-        )
+        text += f" The steps without the profiler took {_ms(usual)} (median)."
     return text
 
 
@@ -226,11 +224,11 @@ def _facts(profile: Mapping[str, Any], report: Mapping[str, Any]) -> list[tuple[
 
 def _ms(seconds: Any) -> str:
     """Milliseconds below a second."""
-    if not show.is_number(seconds):
+    if not show.is_number(seconds) or not seconds:
         return show.DASH
     if seconds >= 1:
         return f"{seconds:.2f}{show.NARROW}s"
-    return f"{1000 * seconds:.{0 if seconds >= 0.1 or not seconds else 1 if seconds >= 0.001 else 3}f}{show.NARROW}ms"
+    return f"{1000 * seconds:.{0 if seconds >= 0.1 else 1 if seconds >= 0.001 else 3}f}{show.NARROW}ms"
 
 
 def _flops(value: Any, unit: str) -> str:
