@@ -12,6 +12,7 @@ from tunery import methods, tasks
 from tunery.plan._counting import _Alive, count, height, saved_bytes
 from tunery.plan.workload import Count
 from tunery.train import attention, forward, learners
+from tunery.train._block_attention import cut
 
 TOKENS, LAYERS = 100, 5
 HIDDEN, INTERMEDIATE, HEADS, KEY_VALUES, SIZE, VOCABULARY = 128, 256, 4, 2, 128, 512
@@ -65,7 +66,11 @@ def test_matrix_products_of_full_tuning_are_those_of_the_formula() -> None:
 
 
 def test_attention_is_two_products_forward_and_five_backward() -> None:
-    product = 2 * HEADS * TOKENS * TOKENS * SIZE
+    """Of the pairs in the blocks that the queries are cut into, which hold all that a causal row needs."""
+    blocks = cut(np.tri(TOKENS, dtype=bool), HEADS // KEY_VALUES, torch.float32, torch.device("cpu"))
+    pairs = sum(g.keys.numel() * blocks.size for g in blocks.groups)
+    assert pairs > TOKENS * (TOKENS + 1) // 2
+    product = 2 * HEADS * pairs * SIZE
     found = counted("full")
     assert found.flops("attention") == LAYERS * 2 * product
     assert found.flops("attention_backward") == LAYERS * 5 * product

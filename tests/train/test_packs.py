@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rows import TokenRow, random_rows
 
-from tunery.train.packs import Pack, pack
+from tunery.train.packs import LONGER, LONGEST, Pack, pack
 
 token_rows = st.lists(
     st.lists(st.integers(0, 3), min_size=1, max_size=8).flatmap(
@@ -43,7 +43,20 @@ def test_no_pack_is_longer_than_allowed_unless_one_row_is(rows: list[TokenRow], 
     learned = [r for r in rows if r.weights[1:].any()]  # a row from which nothing is learned needs no computing
     assert sum(p.real_tokens for p in packs) >= sum(len(r.tokens) for r in learned)
     longest = max((len(r.tokens) for r in rows), default=0)
-    assert all(len(p.tokens) <= max(max_tokens, longest) for p in packs)
+    shared = min(LONGER * longest, LONGEST * max_tokens) if share else 0
+    assert all(len(p.tokens) <= max(max_tokens, longest, shared) for p in packs)
+
+
+def test_a_pack_grows_for_a_long_beginning_that_its_rows_share() -> None:
+    def rows(common: int) -> list[TokenRow]:
+        weights = np.r_[np.zeros(common), np.ones(20)].astype(np.float32)
+        return [TokenRow(np.r_[np.arange(common), 1000 + 50 * n + np.arange(20)].astype(np.int32), weights) for n in range(30)]
+
+    lengths = {common: [len(p.tokens) for p in pack(rows(common), 100)] for common in (10, 80, 300)}
+    assert max(lengths[10]) <= 100  # 10 tokens are not worth more
+    assert 100 < max(lengths[80]) <= LONGER * 80
+    assert len(lengths[80]) == 3  # 80 + 12 × 19 tokens, and so on: what they share is computed three times, not thirty
+    assert 300 < max(lengths[300]) <= LONGEST * 100
 
 
 def test_a_common_prefix_is_computed_once() -> None:

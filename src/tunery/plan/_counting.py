@@ -183,6 +183,10 @@ class _Operations(TorchDispatchMode):
         tensors = [*inputs, *(t for t in _tensors(out) if t.device.type == "meta")]
         if not tensors or func.is_view or packet.__name__ in _FREE:
             return out
+        if packet.__name__ in _KERNELS:
+            kind, first, products = _KERNELS[packet.__name__]
+            _attend(self.result, kind, args[first], args[first + 1], products)
+            return out
         counter = flop_registry.get(packet)
         flops = int(counter(*args, **(kwargs or {}), out_val=out)) if counter else 0
         kind = "other" if not flops else "thin" if min(min(t.shape[-2:]) for t in inputs if t.dim() > 1) <= THIN else "matrix"
@@ -191,6 +195,12 @@ class _Operations(TorchDispatchMode):
         self.result.operations[kind, str(tensors[0].dtype).removeprefix("torch."), flops, size] += 1
         return out
 
+
+_KERNELS = {
+    "_scaled_dot_product_flash_attention_for_cpu": ("attention", 0, 4),
+    "_scaled_dot_product_flash_attention_for_cpu_backward": ("attention_backward", 1, 10),
+}
+"""What `train._block_attention` calls: the kind, where the queries stand among the arguments, and 2 × the products of two matrices."""
 
 _FREE = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "detach", "alias", "lift_fresh"}
 """Operations that touch no values."""

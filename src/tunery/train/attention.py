@@ -3,6 +3,9 @@
 A model loaded with the attention implementation named `NAME` behaves as with `sdpa`, except inside `attending(pack)`, where each token
 sees exactly the earlier tokens of its own row. Each architecture's own rule (causal, sliding window, chunks) is asked for positions
 within the row instead of places in the pack, so it means what it means without packing.
+
+The mask goes through the model as an ordinary additive one, which is right for any architecture. On a CPU it also carries what it was
+made of, from which `_block_attention` skips what it hides.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from tunery.errors import RunError
+from tunery.train import _block_attention
 from tunery.train.packs import Pack
 
 NAME = "tunery"
@@ -39,11 +43,30 @@ def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     if pack is None:
         return sdpa_mask(*args, **kwargs)
     device, dtype = kwargs["device"], kwargs["dtype"]
-    allowed = torch.from_numpy(pack.mask()).to(device)
-    positions = torch.from_numpy(pack.positions).to(device)
-    rule = kwargs["mask_function"](torch.tensor(0), torch.tensor(0), positions[:, None], positions[None, :])
+    seen = _seen(pack, kwargs["mask_function"], device)
     # Additive in the model's own type: a boolean mask would be turned into this once a layer.
-    return torch.zeros(1, dtype=dtype, device=device).where(allowed & rule, float("-inf"))[None, None]
+    mask = torch.zeros(1, dtype=dtype, device=device).where(seen, float("-inf"))[None, None]
+    mask.seen = (lambda: _seen(pack, kwargs["mask_function"])) if mask.device.type == "meta" else lambda: seen  # type: ignore[attr-defined]
+    return mask
+
+
+def _seen(pack: Pack, rule: Any, device: torch.device | str = "cpu") -> torch.Tensor:
+    """(T, T) bool: may token i look at token j, by the pack and by the architecture's rule for places in a row."""
+    positions = torch.from_numpy(pack.positions).to(device)
+    allowed: torch.Tensor = torch.from_numpy(pack.mask()).to(device)
+    return allowed & rule(torch.tensor(0), torch.tensor(0), positions[:, None], positions[None, :])
+
+
+def _blocks(mask: torch.Tensor | None, heads: int, q: torch.Tensor) -> _block_attention.Blocks | None:
+    """How a pack's queries are cut into blocks, made once for all layers that share the mask; None for a mask that is not a pack's."""
+    seen = getattr(mask, "seen", None)
+    if seen is None:
+        return None
+    made: dict[Any, _block_attention.Blocks] = mask.__dict__.setdefault("made", {})
+    key = (heads, q.dtype, q.device)
+    if key not in made:
+        made[key] = _block_attention.cut(seen().cpu().numpy(), heads, q.dtype, q.device)
+    return made[key]
 
 
 def _attention(
@@ -60,6 +83,10 @@ def _attention(
     if kwargs.get("s_aux") is not None:
         raise RunError("this architecture's attention has sinks, which are not supported yet; choose another model")
     softcap = kwargs.pop("softcap", None)
+    if softcap is None and _block_attention.possible(query, key, value, dropout):
+        blocks = _blocks(attention_mask, query.shape[1] // key.shape[1], query)
+        if blocks is not None:
+            return _block_attention.attend(query, key, value, blocks, scaling), None
     if softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     groups = query.shape[1] // key.shape[1]

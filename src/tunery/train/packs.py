@@ -53,17 +53,26 @@ class Pack:
         return (i[None, :] <= i[:, None]) & (i[:, None] < self.end[None, :])
 
 
+LONGER = 4
+"""How often a beginning that rows share fits into their pack: each pack computes it once, here for at most a fourth of its tokens."""
+LONGEST = 4
+"""A pack grows for a shared beginning to at most this many times its usual length: what is kept for the gradient grows with it."""
+
+
 def pack(rows: Iterable[TokenRow], max_tokens: int, share: bool = True) -> Iterator[Pack]:
     """Packs of at most `max_tokens` tokens (a longer row gets one of its own); every row is in exactly one.
 
-    With `share`, the tokens that rows begin with in common are computed once. Rows are numbered in the order given.
+    With `share`, the tokens that rows begin with in common are computed once, and a pack of rows that begin with many tokens in common may
+    be longer: up to `LONGER` times those, and up to `LONGEST` times `max_tokens`. Rows are numbered in the order given.
     """
     numbered = [(*_needed(r), n) for n, r in enumerate(rows)]
     if share:  # big-endian bytes sort like the token ids, so rows with a common beginning become neighbours
         numbered.sort(key=lambda r: r[0].astype(">u4").tobytes())
     builder = _Builder(share)
     for tokens, learned, targets, weights, real, n in numbered:
-        if builder.length and builder.length + builder.new_tokens(tokens) > max_tokens:
+        common = builder.common(tokens)
+        limit = max(max_tokens, min(LONGER * common, LONGEST * max_tokens))
+        if builder.length and builder.length + len(tokens) - common > limit:
             yield builder.finish()
             builder = _Builder(share)
         builder.add(tokens, learned, targets, weights, n)
@@ -93,10 +102,8 @@ class _Builder:
         self.parts: dict[str, list[Any]] = {k: [] for k in ("tokens", "positions", "source", "targets", "weights", "rows")}
         self.end: list[int] = []
 
-    def new_tokens(self, tokens: np.ndarray) -> int:
-        return len(tokens) - self._common(tokens)
-
-    def _common(self, tokens: np.ndarray) -> int:
+    def common(self, tokens: np.ndarray) -> int:
+        """How many tokens this row and the row added last begin with in common: those are not computed again."""
         if not self.share:
             return 0
         n = min(len(tokens), len(self.last))
@@ -104,7 +111,7 @@ class _Builder:
         return int(differing[0]) if len(differing) else n
 
     def add(self, tokens: np.ndarray, learned: np.ndarray, targets: np.ndarray, weights: np.ndarray, row: int) -> None:
-        common = self._common(tokens)
+        common = self.common(tokens)
         for place in self.path[common:]:
             self.end[place] = self.length
         fresh = len(tokens) - common
