@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -66,3 +68,17 @@ def test_the_processor() -> None:
     assert machine.cpu_flags() == machine.cpu_flags()
     if Path("/proc/cpuinfo").exists():
         assert machine.cpu_flags() & {"sse2", "fp", "asimd"}
+
+
+def test_the_peak_is_this_processs_own() -> None:
+    """A process that a large one starts is not as large: by getrusage it would be."""
+    held = bytearray(200 << 20)
+    held[:: 1 << 12] = b"x" * len(held[:: 1 << 12])
+    code = "from tunery.machine import peak_memory; print(peak_memory())"
+    child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert machine.peak_memory() > len(held)
+    assert child < 100 << 20
+
+
+def test_the_peak_where_the_kernel_does_not_say_it(tmp_path: Path) -> None:
+    assert machine.peak_memory(tmp_path / "none") > 1 << 20

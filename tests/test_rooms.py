@@ -27,6 +27,7 @@ ORDER = [
     "methods",
     "sharding",  # what a process holds of the model and its optimiser
     "train",
+    "profile",  # where time and memory went; looks on while the loop trains
     "infer",
     "evaluate",
     "export",

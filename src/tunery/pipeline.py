@@ -23,6 +23,8 @@ from tunery.export.of_run import export_run
 from tunery.launch import outside, processes, work
 from tunery.machine import cpu_name
 from tunery.models.load import count_parameters, load_tokenizer
+from tunery.profile import record
+from tunery.profile import stages as clocks
 from tunery.progress import Progress, Quiet
 from tunery.recipe import Recipe, from_mapping, read
 from tunery.resolve import Resolved, learned_in, resolve, with_labels
@@ -51,15 +53,18 @@ def finetune(
     overrides: Iterable[str] = (),
     progress: Progress | None = None,
     command: str | None = None,
+    profile: bool = False,
 ) -> Result:
     """Do the whole job that a recipe (an object, a mapping, or a YAML file) describes, in the run directory `run`.
 
+    profile: also write where time and memory went, as `profile.html` and `profile.json`; the result is the same.
     Nothing is written when the recipe, the model or the data is wrong. Raises InputError, RunError, ProofError, Interrupted. Under a
     launcher such as torchrun every process calls this; all but the first only train, and what they get has an empty report.
     """
     if outside.follows():
         return _follow(run)
     progress = progress or Quiet()
+    clock = clocks.Clock(profile, from_start=command is not None)
     base, source = Path.cwd(), "recipe"
     if isinstance(recipe, str | Path):
         base, source = Path(recipe).resolve().parent, str(recipe)
@@ -70,13 +75,14 @@ def finetune(
         written = from_mapping(recipe, overrides)
     resolved = with_labels(resolve(inputs.absolute(written, base), progress, source), base)
     target = Path(run) if run is not None else default_path(source if source != "recipe" else None)
-    tokenizer = load_tokenizer(resolved.folder)
-    work.prepare_data(
-        resolved, resolved.renderer(tokenizer), base, progress
-    )  # what is wrong is said of the user's own files, before anything is written
+    with clock.stage("prepare"):
+        tokenizer = load_tokenizer(resolved.folder)
+        work.prepare_data(
+            resolved, resolved.renderer(tokenizer), base, progress
+        )  # what is wrong is said of the user's own files, before anything is written
     begun = inputs.begin(target, resolved, base, command or f"tunery.finetune({source!r})")
     progress.say(f"run directory: {begun.path}")
-    return _work(begun, work.of_run(begun, resolved), tokenizer, progress)
+    return _work(begun, work.of_run(begun, resolved), tokenizer, progress, clock)
 
 
 def resume(path: str | Path, progress: Progress | None = None) -> Result:
@@ -87,7 +93,7 @@ def resume(path: str | Path, progress: Progress | None = None) -> Result:
     run = Run.open(path)
     inputs.check(run, progress)
     resolved = resolve(run.recipe(), progress, str(run.recipe_file))
-    return _work(run, work.of_run(run, resolved), load_tokenizer(resolved.folder), progress)
+    return _work(run, work.of_run(run, resolved), load_tokenizer(resolved.folder), progress, clocks.Clock(record.wanted(run)))
 
 
 def _follow(path: str | Path | None) -> Result:
@@ -95,24 +101,28 @@ def _follow(path: str | Path | None) -> Result:
     return Result(run or Run(path or "."), {})
 
 
-def _work(run: Run, resolved: Resolved, tokenizer: Any, progress: Progress) -> Result:
+def _work(run: Run, resolved: Resolved, tokenizer: Any, progress: Progress, clock: clocks.Clock) -> Result:
     with inputs.alone(run), _stoppable():
+        clock.keep(run)
         stages: dict[str, float] = run.read_json("stages.json") or {}
-        prepared = work.prepare_data(resolved, resolved.renderer(tokenizer), run.path, progress)
+        with clock.stage("prepare"):
+            prepared = work.prepare_data(resolved, resolved.renderer(tokenizer), run.path, progress)
 
         def tell(status: str, **more: str) -> dict[str, Any]:
-            from tunery.report import page
+            from tunery.report import page, profile_page
 
             report = {**_report(run, resolved, prepared), "status": status, **more}
             run.write_json("report.json", report)
             page.write_page(run)
             card.write(run)
+            clock.note()
+            profile_page.write_page(run, measure=status == "succeeded")
             return report
 
         watching: observers.Observers | None = None
         try:
             watching = observers.begin(run, resolved.recipe, resolved.track, _Logged(progress, run))
-            _stages(run, resolved, prepared, tokenizer, _Logged(progress, run), stages)
+            _stages(run, resolved, prepared, tokenizer, _Logged(progress, run), stages, clock)
             report = tell("succeeded")
             if resolved.hub is not None:
                 publish.once(run, report, resolved.hub, _Logged(progress, run))
@@ -134,7 +144,15 @@ def _work(run: Run, resolved: Resolved, tokenizer: Any, progress: Progress) -> R
                 watching.end(run.read_json("report.json"))
 
 
-def _stages(run: Run, resolved: Resolved, prepared: Prepared, tokenizer: Any, progress: Progress, stages: dict[str, float]) -> None:
+def _stages(
+    run: Run,
+    resolved: Resolved,
+    prepared: Prepared,
+    tokenizer: Any,
+    progress: Progress,
+    stages: dict[str, float],
+    clock: clocks.Clock,
+) -> None:
     import torch
 
     from tunery.infer.open_engine import load_base
@@ -154,7 +172,8 @@ def _stages(run: Run, resolved: Resolved, prepared: Prepared, tokenizer: Any, pr
     def timed(name: str) -> Iterator[None]:
         started = time.monotonic()
         try:
-            yield
+            with clock.stage(name):
+                yield
         finally:
             stages[name] = round(stages.get(name, 0.0) + time.monotonic() - started, 2)
             run.write_json("stages.json", stages)

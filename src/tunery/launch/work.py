@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,7 @@ def train(
 
     total: the parameters of the base. engine: what the processes share; None: this one is alone.
     """
+    from tunery.profile import record
     from tunery.sharding._engine import Engine as Alone
     from tunery.train import learners, loop
     from tunery.train.precision import peaks
@@ -80,19 +82,26 @@ def train(
     engine = engine or Alone()
     learner = learners.get(resolved.task, resolved.task_options, resolved.share_prefixes)
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    state = loop.train(
-        run,
-        model,
-        method,
-        resolved.options,
-        learner,
-        prepared.train,
-        resolved.settings,
-        progress,
-        prepared.valid,
-        resolved.recipe.model,
-        engine,
-    )
+    watcher = None
+    if record.wanted(run):
+        from tunery.profile._watch import watching
+
+        watcher = watching(run, model, engine, learner, method.TRAINS_BASE, resolved.dtype)
+    with watcher or nullcontext():
+        state = loop.train(
+            run,
+            model,
+            method,
+            resolved.options,
+            learner,
+            prepared.train,
+            resolved.settings,
+            progress,
+            prepared.valid,
+            resolved.recipe.model,
+            engine,
+            watcher,
+        )
     own = peaks(resolved.device)
     memory = {name: int(value) for name, value in zip(own, engine.summed(*own.values()), strict=True)}
     if engine.rank > 0:

@@ -33,6 +33,7 @@ from tunery.train.packs import TokenRow
 from tunery.train.schedule import learning_rate
 from tunery.train.steps import plan_steps
 from tunery.train.trial import trial
+from tunery.train.watch import Nobody, Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,14 +84,15 @@ def train(
     valid: Rows | None = None,
     base: str = "",
     engine: Engine | None = None,
+    watch: Watch | None = None,
 ) -> State:
     """Train `model`, which `method.attach` has prepared, from the newest checkpoint in `run` or from the start.
 
     engine: what the processes share; None: this one is alone. Every process calls this with the same arguments, and the first one alone
-    writes. Ends with a checkpoint of the last step. Raises Interrupted after a checkpoint when the user stops it, RunError when the loss is
+    writes. watch: who looks on. Ends with a checkpoint of the last step. Raises Interrupted after a checkpoint when the user stops it, RunError when the loss is
     no longer a number.
     """
-    engine = engine or Engine()
+    engine, watch = engine or Engine(), watch or Nobody()
     first = engine.rank == 0
     steps = plan_steps(
         rows.lengths,
@@ -133,7 +135,8 @@ def train(
         checkpoint.save(run.checkpoints, state, engine, lambda folder: method.save(model, options, folder, base))
 
     if state.step == 0 and steps:
-        planned = trial(steps, rows.lengths, gradient, engine, lambda: next(iter(learner.batches(model, [rows[0]]))))
+        with watch.trial():
+            planned = trial(steps, rows.lengths, gradient, engine, lambda: next(iter(learner.batches(model, [rows[0]]))))
         if first:
             run.write_json("plan.json", planned)
     validate_every = settings.validate_every or (math.ceil(len(steps) / max(1.0, settings.epochs)) if valid else 0)
@@ -148,13 +151,14 @@ def train(
             for group, peak in zip(engine.groups, peak_rates, strict=True):
                 group["lr"] = rate * peak / settings.learning_rate
             chosen = steps[number - 1]
-            loss = gradient(chosen)
-            norm = engine.step()
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise _diverged(f"step {number}: the loss is {loss} and the gradient's norm {norm}", settings)
-            if after_step:
-                after_step(model, options, number, len(steps))
-            engine.clear()
+            with watch.step(number, len(steps)):
+                loss = gradient(chosen)
+                norm = engine.step()
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    raise _diverged(f"step {number}: the loss is {loss} and the gradient's norm {norm}", settings)
+                if after_step:
+                    after_step(model, options, number, len(steps))
+                engine.clear()
 
             state.step, state.final_loss = number, loss
             state.first_loss = loss if state.first_loss is None else state.first_loss
