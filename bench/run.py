@@ -25,6 +25,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import evaluate
+
 from tunery.doctor import examine
 from tunery.errors import InputError, RunError, TuneryError
 from tunery.models.source import local_folder
@@ -243,7 +245,7 @@ def table(report: dict[str, Any]) -> str:
         losses = "; ".join(f"{side} {', '.join(f'{x:.6f}' for x in values)}" for side, values in a["losses"].items())
         apart = "keeps rows apart" if a["packing_keeps_rows_apart"] else "lets rows see each other, so it was not used"
         lines.append(f"- {name}: {losses}. The peer's packing {apart}.")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + evaluate.table(report["evaluation"])) + "\n"
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -251,7 +253,7 @@ def bench(args: argparse.Namespace) -> None:
     machine = examine()
     if load > 0.5:
         say(f"other work is running here (load {load:.1f}); rates will be too low and their ratio uncertain")
-    chosen = [WORKLOADS[name] for name in args.workloads]
+    chosen = [w for name, w in WORKLOADS.items() if name in args.workloads]
     if args.quick:
         chosen = [replace(w, rows_per_step=2, steps=1, choices=(2, 4)) for w in chosen]
     chosen = [replace(w, steps=args.steps or w.steps) for w in chosen]
@@ -275,6 +277,7 @@ def bench(args: argparse.Namespace) -> None:
             if args.best_rows:
                 ours, peer, way = best_rows(sides, w, way)
                 measured.append(measure(sides, f"{w.name}, best rows a step", w.with_rows(ours), w.with_rows(peer), way, rounds))
+        evaluation = evaluate.section(model, data, sides.peer, rounds, args.quick) if "evaluate" in args.workloads else []
     one = measured[0]["rounds"][0]
     report = {
         "schema": 1,
@@ -286,6 +289,7 @@ def bench(args: argparse.Namespace) -> None:
         "measured": measured,
         "agreement": agreed,
         "peer_tried": tried,
+        "evaluation": evaluation,
     }
     print(table(report))
     target = args.out or (None if args.quick else HERE / "results")
@@ -298,7 +302,9 @@ def bench(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", type=lambda text: text.split(","), default=list(WORKLOADS), help=f"of {','.join(WORKLOADS)}")
+    parser.add_argument(
+        "--workloads", type=lambda text: text.split(","), default=[*WORKLOADS, "evaluate"], help=f"of {','.join(WORKLOADS)},evaluate"
+    )
     parser.add_argument("--steps", type=int, help="timed steps of a process (default: by workload)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each side runs (default 3)")
     parser.add_argument("--best-rows", action="store_true", help="measure also with the rows a step that suit each side best")
@@ -306,9 +312,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the results (default bench/results)")
     args = parser.parse_args()
     try:
-        unknown = [name for name in args.workloads if name not in WORKLOADS]
+        unknown = [name for name in args.workloads if name not in (*WORKLOADS, "evaluate")]
+        if args.workloads == ["evaluate"]:
+            raise InputError("evaluation alone is measured by `python bench/evaluate.py`")
         if unknown or args.rounds < 1 or (args.steps is not None and args.steps < 1):
-            raise InputError(f"workloads are {', '.join(WORKLOADS)}; steps and rounds are at least 1")
+            raise InputError(f"workloads are {', '.join(WORKLOADS)}, evaluate; steps and rounds are at least 1")
         bench(args)
     except TuneryError as e:
         print(f"bench: {e}", file=sys.stderr)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from chat_families import make_tokenizer
 
 from tunery.data.render import Renderer
 from tunery.data.rows import Row
-from tunery.evaluate.by_answer import SLACK, _answers, without_thought
-from tunery.progress import Quiet
+from tunery.evaluate.by_answer import SLACK, _answer, _room, without_thought
 
 
 @pytest.mark.parametrize(
@@ -40,17 +37,8 @@ def test_what_a_thinking_template_makes_a_model_write_counts_as_the_answer() -> 
     (sequence,) = renderer.sequences(row)
     learned = sequence.tokens[sequence.weights > 0].tolist()
     assert tokenizer.decode(learned).startswith("<think>")
-    asked: list[Any] = []
-
-    class Engine:
-        def __init__(self) -> None:
-            self.tokenizer = tokenizer
-
-        def generate(self, prompts: Any, sampling: Any, on_progress: Any) -> list[list[int]]:
-            asked.append(sampling.max_new_tokens)
-            return [learned[:-1]]  # the stop token is not given back
-
-    (line,) = _answers(Engine(), renderer, [row], None, Quiet(), "after")  # type: ignore[arg-type]
+    prompt = renderer.prompt(row)
+    line = _answer(renderer, prompt, learned[:-1])  # the stop token is not given back
     assert line["prediction"] == line["reference"] == "yes"
-    assert asked[0] >= len(learned)
-    assert asked[0] == len(tokenizer("yes", add_special_tokens=False).input_ids) + SLACK
+    assert _room(renderer, [prompt]) >= len(learned)
+    assert _room(renderer, [prompt]) == len(tokenizer("yes", add_special_tokens=False).input_ids) + SLACK

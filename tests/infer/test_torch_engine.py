@@ -51,7 +51,7 @@ def test_batched_is_unbatched_is_streamed_is_by_hand(tiny_any: Path) -> None:
 def test_answers_are_in_the_callers_order_over_several_batches(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, prompts, sampling = engine_of(tiny_llama), prompts_of_all_lengths(20, seed=1), Sampling(max_new_tokens=6)
     expected = engine.generate(prompts, sampling)
-    monkeypatch.setattr("tunery.infer.batches.TOKENS", 150)
+    monkeypatch.setattr("tunery.infer._reading.TOKENS", 150)
     told: list[tuple[int, int]] = []
     assert engine.generate(prompts, sampling, lambda done, total: told.append((done, total))) == expected
     assert len(told) > 3

@@ -53,7 +53,7 @@ def test_it_learns_and_others_load_it(name: str, minilm: Path, tmp_path: Path) -
             theirs = type(model).from_pretrained(tmp_path).eval()
         else:
             base = load_model(minilm, head=HEAD)
-            base = qlora.dequantised(base, options, "float32") if method is qlora else base  # type: ignore[arg-type]
+            base = qlora.dequantised(base, qlora.Options(), "float32") if name == "qlora" else base
             theirs = PeftModel.from_pretrained(base, str(tmp_path)).eval()
         # A row at a time: with virtual tokens PEFT takes a text's class from the last token, padding or not.
         found = torch.cat([theirs(**{k: v[n : n + 1] for k, v in given.items()}).logits for n in range(len(TEXTS))])

@@ -7,10 +7,12 @@ from collections.abc import Sequence as Many
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tunery.data.render import Renderer, Sequence
+import numpy as np
+
+from tunery.data.render import Prompt, Renderer, Sequence
 from tunery.data.rows import Row
+from tunery.evaluate import one_reading
 from tunery.evaluate.likelihood import likelihoods
-from tunery.infer.engine import Engine
 from tunery.infer.sampling import Sampling
 from tunery.infer.torch_engine import TorchEngine
 from tunery.metrics import find_labels
@@ -41,38 +43,50 @@ def predict(
     model that knows the answer but has not learned its form is not taken for one that knows nothing. A row longer than `max_length` is cut
     for its likelihood as it would be in training; its prompt is not.
     """
-    sequences, owner = [], []
-    for n, row in enumerate(rows):
-        for sequence in renderer.sequences(row):
-            sequences.append(sequence.cut(max_length) if len(sequence.tokens) > max_length else sequence)
-            owner.append(n)
-    nats, weights = likelihoods(model, task, sequences, progress, f"evaluate {when}: likelihood")
+    learned: list[list[Sequence]] = []
+    for row in rows:
+        learned.append([s.cut(max_length) if len(s.tokens) > max_length else s for s in renderer.sequences(row)])
     lines: list[dict[str, Any]] = []
-    for n, row in enumerate(rows):
-        lines.append({"row": n, "source": row.source, "line": row.line, "nll": 0.0, "tokens": 0.0, "bytes": 0})
-    for sequence, n, nat, weight in zip(sequences, owner, nats, weights, strict=True):
-        lines[n]["nll"] += float(nat)
-        lines[n]["tokens"] += float(weight)
-        learned = sequence.tokens[sequence.weights > 0].tolist()
-        lines[n]["bytes"] += len(renderer.tokenizer.decode(learned, skip_special_tokens=True).encode())
-    if task.ANSWERS:
-        engine = TorchEngine(model, renderer.tokenizer, renderer.stop_ids, context)
-        for line, answer in zip(lines, _answers(engine, renderer, rows, max_new_tokens, progress, when), strict=True):
-            line.update(answer)
-        labels = getattr(renderer, "labels", None) or find_labels([line["reference"] for line in lines])
+    for n, (row, sequences) in enumerate(zip(rows, learned, strict=True)):
+        texts = [renderer.tokenizer.decode(s.tokens[s.weights > 0].tolist(), skip_special_tokens=True) for s in sequences]
+        lines.append({"row": n, "source": row.source, "line": row.line, "nll": 0.0})
+        lines[-1] |= {"tokens": float(sum(s.weights[1:].sum() for s in sequences)), "bytes": sum(len(t.encode()) for t in texts)}
+    if not (task.ANSWERS and rows):
+        for line, own_nats in zip(lines, _likelihoods(model, task, learned, progress, f"evaluate {when}: likelihood"), strict=True):
+            line["nll"] = float(own_nats.sum())
+        return lines
+    prompts = [renderer.prompt(row) for row in rows]
+    asked = [p.ids for p in prompts]
+    new_tokens = max_new_tokens or _room(renderer, prompts)
+    labels = getattr(renderer, "labels", None) or find_labels([p.reference for p in prompts]) or ()
+    named = [[answered(renderer, row, label) for label in labels] for row in rows]
+    given = [[*own, *others] for own, others in zip(learned, named, strict=True)]
+    if one_reading.able(model, task, given, asked, new_tokens):
+
+        def show(done: int, total: int) -> None:
+            progress.show(f"evaluate {when}", done, total)
+
+        nats, said = one_reading.ask(model, given, asked, new_tokens, context, renderer.stop_ids, show)
+    else:  # layers or a method that must see each row by itself: one after the other
+        both = (
+            _likelihoods(model, task, part, progress, f"evaluate {when}: {what}")
+            for part, what in ((learned, "likelihood"), (named, "labels"))
+        )
+        nats = [np.concatenate(pair) for pair in zip(*both, strict=True)]
+        said = TorchEngine(model, renderer.tokenizer, renderer.stop_ids, context).generate(
+            asked, Sampling(max_new_tokens=new_tokens), lambda done, total: progress.show(f"evaluate {when}: answers", done, total)
+        )
+    for line, own, answers, prompt, tokens in zip(lines, learned, nats, prompts, said, strict=True):
+        line |= {"nll": float(answers[: len(own)].sum()), **_answer(renderer, prompt, tokens)}
         if labels:
-            for line, label in zip(lines, _likeliest(model, renderer, task, rows, labels, progress, when), strict=True):
-                line["label"] = label
+            line["label"] = labels[int(answers[len(own) :].argmin())]
     return lines
 
 
-def _likeliest(
-    model: PreTrainedModel, renderer: Renderer, task: Task, rows: Many[Row], labels: Many[str], progress: Progress, when: str
-) -> list[str]:
-    """For each row the label with the least loss (through the end of turn) as its last answer; the prompt is computed once for all labels."""
-    sequences = [answered(renderer, row, label) for row in rows for label in labels]
-    nats, _ = likelihoods(model, task, sequences, progress, f"evaluate {when}: labels")
-    return [labels[int(n)] for n in nats.reshape(len(rows), len(labels)).argmin(axis=1)]
+def _likelihoods(model: PreTrainedModel, task: Task, sequences: Many[Many[Sequence]], progress: Progress, what: str) -> list[np.ndarray]:
+    """For each row the nats of its sequences."""
+    nats, _ = likelihoods(model, task, [s for row in sequences for s in row], progress, what)
+    return np.split(nats, np.cumsum([len(row) for row in sequences])[:-1])
 
 
 def answered(renderer: Renderer, row: Row, answer: str) -> Sequence:
@@ -85,25 +99,19 @@ def answered(renderer: Renderer, row: Row, answer: str) -> Sequence:
     return renderer.sequences(replace(row, value=value))[-1]
 
 
-def _answers(
-    engine: Engine, renderer: Renderer, rows: Many[Row], max_new_tokens: int | None, progress: Progress, when: str
-) -> list[dict[str, str]]:
-    prompts = [renderer.prompt(row) for row in rows]
-    longest = max(len(engine.tokenizer(p.reference, add_special_tokens=False).input_ids) for p in prompts)
-    what = f"evaluate {when}: answers"
-    generated = engine.generate(
-        [p.ids for p in prompts],
-        Sampling(max_new_tokens=max_new_tokens or longest + SLACK),
-        on_progress=lambda done, total: progress.show(what, done, total),
-    )
-    return [
-        {
-            "prompt": _last_user_text(p.messages) or engine.tokenizer.decode(p.ids, skip_special_tokens=True),
-            "reference": p.reference,
-            "prediction": without_thought(engine.tokenizer.decode(ids, skip_special_tokens=True), p.reference),
-        }
-        for p, ids in zip(prompts, generated, strict=True)
-    ]
+def _room(renderer: Renderer, prompts: Many[Prompt]) -> int:
+    """The most new tokens of an answer."""
+    return max(len(renderer.tokenizer(p.reference, add_special_tokens=False).input_ids) for p in prompts) + SLACK
+
+
+def _answer(renderer: Renderer, prompt: Prompt, tokens: list[int]) -> dict[str, str]:
+    """The texts of a prediction: what was asked, what is right, what the model said."""
+    decode = renderer.tokenizer.decode
+    return {
+        "prompt": _last_user_text(prompt.messages) or decode(prompt.ids, skip_special_tokens=True),
+        "reference": prompt.reference,
+        "prediction": without_thought(decode(tokens, skip_special_tokens=True), prompt.reference),
+    }
 
 
 def without_thought(prediction: str, reference: str) -> str:

@@ -34,25 +34,63 @@ class TorchEngine:
         self.context = context or int(text_config.max_position_embeddings) - getattr(model, "virtual_tokens", 0)
 
     def generate(self, prompts: list[list[int]], sampling: Sampling, on_progress: OnProgress | None = None) -> list[list[int]]:
-        """See `Engine.generate`. Prompts of similar length are computed together, padded on the left with a mask."""
+        """See `Engine.generate`. What prompts begin with in common is computed once, and rows that have ended are dropped.
+
+        Where a model cannot do that (see `_reading.able`), transformers' own generation does it, padded on the left with a mask.
+        """
+        from tunery.infer import _reading
+
+        for n, prompt in enumerate(prompts):
+            check_prompt(prompt, self.context, f"prompt {n + 1}: ")
+        limits = [min(sampling.max_new_tokens, self.context - len(p)) for p in prompts]
+        with self._ready(), _seeded(sampling.seed):
+            if prompts and _reading.able(self.model, max(len(p) + limit for p, limit in zip(prompts, limits, strict=True))):
+                return self._shared(prompts, limits, sampling, on_progress)
+            return self._padded(prompts, sampling, on_progress)
+
+    def _shared(self, prompts: list[list[int]], limits: list[int], sampling: Sampling, on_progress: OnProgress | None) -> list[list[int]]:
+        import numpy as np
+        import torch
+
+        from tunery.infer._answering import begin, go_on
+        from tunery.infer._reading import Reader, Wanted, together
+        from tunery.infer._shared_attention import seen_by
+
+        answers: list[list[int]] = [[] for _ in prompts]
+        rows = [np.array(p) for p in prompts]
+        draw = _Draw(sampling)
+        done = 0
+        with seen_by(self.model), torch.inference_mode():
+            reader = Reader(self.model)
+            for numbers in together(rows, sampling.max_new_tokens):
+                read = reader.read([Wanted(rows[n], np.array([len(rows[n]) - 1])) for n in numbers])
+                begun = begin(reader, read, [(len(rows[n]), limits[n]) for n in numbers], draw, self.stop_ids)
+                go_on(reader, read, begun, draw, self.stop_ids)
+                for n, answer in zip(numbers, begun, strict=True):
+                    answers[n] = answer.tokens
+                done += len(numbers)
+                if on_progress:
+                    on_progress(done, len(prompts))
+        return answers
+
+    def _padded(self, prompts: list[list[int]], sampling: Sampling, on_progress: OnProgress | None) -> list[list[int]]:
         import torch
 
         answers: list[list[int]] = [[] for _ in prompts]
         done = 0
-        with self._ready(), _seeded(sampling.seed):
-            for batch in batches(prompts, sampling.max_new_tokens, self.context):
-                rows = [prompts[n] for n in batch.rows]
-                width = max(len(r) for r in rows)
-                ids = torch.tensor([[self._pad] * (width - len(r)) + r for r in rows], device=self.model.device)
-                mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=self.model.device)
-                out: Any = self.model.generate(  # type: ignore[operator]
-                    inputs=ids, attention_mask=mask, generation_config=self._config(sampling, batch.new_tokens)
-                )
-                for n, tokens in zip(batch.rows, out[:, width:].tolist(), strict=True):
-                    answers[n] = until_stop(tokens, self.stop_ids, batch.new_tokens)
-                done += len(rows)
-                if on_progress:
-                    on_progress(done, len(prompts))
+        for batch in batches(prompts, sampling.max_new_tokens, self.context):
+            rows = [prompts[n] for n in batch.rows]
+            width = max(len(r) for r in rows)
+            ids = torch.tensor([[self._pad] * (width - len(r)) + r for r in rows], device=self.model.device)
+            mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=self.model.device)
+            out: Any = self.model.generate(  # type: ignore[operator]
+                inputs=ids, attention_mask=mask, generation_config=self._config(sampling, batch.new_tokens)
+            )
+            for n, tokens in zip(batch.rows, out[:, width:].tolist(), strict=True):
+                answers[n] = until_stop(tokens, self.stop_ids, batch.new_tokens)
+            done += len(rows)
+            if on_progress:
+                on_progress(done, len(prompts))
         return answers
 
     def stream(self, prompt: list[int], sampling: Sampling) -> Iterator[int]:
@@ -60,14 +98,14 @@ class TorchEngine:
         import torch
 
         check_prompt(prompt, self.context)
-        draw = _Draw(sampling, self.model.device)
+        draw = _Draw(sampling, torch.Generator(device=self.model.device).manual_seed(sampling.seed))
         new = torch.tensor([prompt], device=self.model.device)
         cache = None
         with self._ready():
             for _ in range(min(sampling.max_new_tokens, self.context - len(prompt))):
                 with torch.inference_mode():  # inside the loop: it must not stay on in the caller between two tokens
                     out = self.model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                    token = draw(out.logits[:, -1].float())
+                    token = int(draw(out.logits[:, -1]))
                 if token in self.stop_ids:
                     return
                 yield token
@@ -126,14 +164,12 @@ class TorchEngine:
 
 
 class _Draw:
-    """One token from the logits (1, V) of one position."""
+    """One token for each row of logits (R, V), by torch's random state unless there is a generator."""
 
-    def __init__(self, sampling: Sampling, device: torch.device) -> None:
-        import torch
+    def __init__(self, sampling: Sampling, generator: torch.Generator | None = None) -> None:
         from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-        self.greedy = sampling.greedy
-        self.generator = torch.Generator(device=device).manual_seed(sampling.seed)
+        self.greedy, self.generator = sampling.greedy, generator
         self.warpers: list[Any] = []
         if not sampling.greedy:
             self.warpers.append(TemperatureLogitsWarper(sampling.temperature))
@@ -142,14 +178,15 @@ class _Draw:
             if sampling.top_p < 1:
                 self.warpers.append(TopPLogitsWarper(sampling.top_p))
 
-    def __call__(self, logits: torch.Tensor) -> int:
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         import torch
 
         if self.greedy:
-            return int(logits.argmax(-1))
+            return logits.argmax(-1)
+        logits = logits.float()
         for warper in self.warpers:
             logits = warper(None, logits)
-        return int(torch.multinomial(logits.softmax(-1), 1, generator=self.generator))
+        return torch.multinomial(logits.softmax(-1), 1, generator=self.generator)[:, 0]
 
 
 @contextmanager
