@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import launched
 import pytest
 import sharded
 import torch
 from sharded import DROPOUT, METHODS, STAGES, WHOLE, ZERO, Measured, case, name_of
+
+from tunery.pipeline import finetune
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """The run of `launched.job` in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    return finetune(launched.job(folder / "job", tiny_llama), folder / "run").path
 
 
 @pytest.fixture(scope="session")
