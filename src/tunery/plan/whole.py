@@ -31,7 +31,10 @@ NEW_TOKENS = 16
 
 @dataclass(frozen=True)
 class Plan:
-    """What `tunery plan` shows. available_bytes: of one device, or of this machine, which its processes share."""
+    """What `tunery plan` shows. available_bytes: of one device, or of this machine, which its processes share.
+
+    decided: for each setting that the recipe left open, what was decided and why. method: the recipe's own.
+    """
 
     candidates: tuple[Candidate, ...]
     refused: tuple[tuple[str, str, str], ...]
@@ -44,6 +47,8 @@ class Plan:
     steps: int
     tokens: int
     tokenizer: str | None
+    method: str
+    decided: Mapping[str, str]
     price: float | None = None
     watts: float | None = None
 
@@ -68,6 +73,7 @@ class Plan:
             "steps": self.steps,
             "tokens": self.tokens,
             "tokenizer": self.tokenizer,
+            "decided": dict(self.decided),
             "candidates": [
                 {
                     "method": c.method,
@@ -202,9 +208,19 @@ def make(
         steps=steps,
         tokens=int(prepared.train.lengths.sum()),
         tokenizer=TOKENIZER if absent else None,
+        method=resolved.recipe.method.name,
+        decided=_decided(written, resolved, precision, on),
         price=price,
         watts=watts,
     )
+
+
+def _decided(written: Recipe, resolved: Resolved, precision: str, on: Hardware | None) -> dict[str, str]:
+    """The reasons of the settings that the recipe leaves open, with the named hardware's own precision in place of this machine's."""
+    found = {key: reason for key, reason in resolved.reasons.items() if not reason.endswith("as the recipe says")}
+    if on is not None and written.train.precision == "auto":
+        found["train.precision"] = f"auto: {precision}, {on.name} {'has' if on.bfloat16 else 'has no'} bfloat16 units by its data sheet"
+    return found
 
 
 def _like(options: Any, method: Any) -> Any:
