@@ -77,6 +77,7 @@ def main() -> None:
     import torch
 
     from tunery import methods, tasks
+    from tunery.kernels.fused import fuse
     from tunery.machine import peak_memory
     from tunery.models.load import load_model
     from tunery.progress import Quiet
@@ -93,7 +94,7 @@ def main() -> None:
     method, learner = methods.get(args.method), learners.get(tasks.get("chat"))  # the task `text` has the same loss
     written = json.loads((args.adapter / "adapter_config.json").read_text())
     options = method.Options.model_validate({"rank": written["r"], "alpha": written["lora_alpha"]})
-    model = load_model(args.model, args.dtype, attention=attention.register())
+    model = fuse(load_model(args.model, args.dtype, attention=attention.register()))
     model = method.attach(model, options, 0)
     if args.method == "lora":
         method.load(model, args.adapter)

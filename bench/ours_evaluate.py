@@ -27,6 +27,7 @@ def main() -> None:
     from tunery.evaluate import by_answer
     from tunery.infer.sampling import Sampling
     from tunery.infer.torch_engine import TorchEngine
+    from tunery.kernels.fused import fuse
     from tunery.machine import peak_memory
     from tunery.models.load import load_model, load_tokenizer
     from tunery.progress import Quiet
@@ -34,7 +35,7 @@ def main() -> None:
 
     asked = json.loads(args.prompts.read_text())
     prompts = asked["prompts"][: args.limit]
-    model, tokenizer = load_model(args.model, args.dtype, attention=attention.register()), load_tokenizer(args.model)
+    model, tokenizer = fuse(load_model(args.model, args.dtype, attention=attention.register())), load_tokenizer(args.model)
     if args.adapter:
         lora = methods.get("lora")
         written = json.loads((args.adapter / "adapter_config.json").read_text())

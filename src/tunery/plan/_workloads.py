@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tunery.kernels.fused import fuse
 from tunery.methods import Method, _low_rank
 from tunery.models.heads import Head
 from tunery.models.load import automatic_class, quiet_transformers
@@ -131,7 +132,7 @@ def _builder(job: Job, method: Method, options: Any) -> Callable[[Any], Any]:
             config.pad_token_id = 0
         config.get_text_config().use_cache = False
         with quiet_transformers():
-            model = automatic_class(head).from_config(config, dtype=job.dtype, attn_implementation=implementation)
+            model = fuse(automatic_class(head).from_config(config, dtype=job.dtype, attn_implementation=implementation))
         model.new_layers = ()
         model.requires_grad_(False)
         if getattr(method, "QUANTISES", False):  # on shapes alone nothing can be quantised; the products are LoRA's
