@@ -104,10 +104,9 @@ def planned(recipe: Path) -> dict[str, Any]:
     from tunery.recipe import read
     from tunery.resolve import resolve
 
-    written = read(recipe)
-    resolved = resolve(written, Quiet(), str(recipe))
+    resolved = resolve(read(recipe), Quiet(), str(recipe))
     prepared = prepare_data(resolved, resolved.renderer(load_tokenizer(resolved.folder)), recipe.parent, Quiet())
-    plan = make(written, resolved, prepared, only=METHODS)
+    plan = make(resolved, prepared, only=METHODS)
     own = {c.method: {"bytes": c.memory.total_bytes, "seconds": c.seconds / plan.steps} for c in plan.candidates if c.sharding == "none"}
     return {"precision": plan.precision, "calibration": calibration.described(), **own}
 
