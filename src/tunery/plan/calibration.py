@@ -33,6 +33,7 @@ MEASURED = (
     "train/forward.py",
     "train/next_token.py",
     "train/packs.py",
+    "methods/_frozen.py",
     "methods/_lora_linear.py",
     "methods/_low_rank.py",
 )
