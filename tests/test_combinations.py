@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -276,6 +277,23 @@ def test_an_options_meaning_is_read_from_where_it_is_declared() -> None:
         {"name": "targets", "default": ["a"], "description": ""},
         {"name": "must", "default": "required", "description": ""},
     ]
+
+
+def test_every_word_of_the_table_is_explained_where_it_is_read() -> None:
+    legend = table.legend()
+    explained = [line.split("`")[1] for line in legend.splitlines() if line.startswith("- `")]
+    entries = table.table().entries.values()
+    used = {re.sub(r"\d+", "#", entry.text) for entry in entries} | {
+        re.sub(r"\d+", "#", f"{entry.text} (4)") for entry in entries if entry.rules
+    }
+    known = {re.sub(r"\d+", "#", word) for word in (*explained, "yes (4)", "untested (4)", "3/8 (4)", "fails 2/8 (4)")}
+    assert {"yes", "untested", "no (4)", "fails 2/8", "3/8"} == set(explained)
+    assert used - {"no"} <= known, "`no` alone has no reason"
+    assert "`yes (4)`: some recipes" in legend
+    # On a terminal, when piped, for one method, and in the documents.
+    for text in (table.in_full(), table.of_method("lora"), document.document()):
+        assert legend in text
+    assert "`untested`" in document.readme_section()
 
 
 def test_a_terminal_shows_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:

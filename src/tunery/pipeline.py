@@ -165,6 +165,8 @@ def _stages(
     for key, reason in resolved.reasons.items():
         run.log(f"{key}: {reason}")
     trained = (run.path / "training.json").is_file()
+    # The reference of preferences is the base, unless training begins with another model: a run's, or the base as it is quantised.
+    another = bool(recipe.train.init_from) or getattr(method, "QUANTISES", False)
     if trained:
         outside.release()
 
@@ -184,10 +186,12 @@ def _stages(
         with timed(f"evaluate {when}"):
             length, asked = _max_length(resolved), recipe.evaluate.max_new_tokens
             lines = predictions.predict(model, renderer, resolved.task, test, length, resolved.context, asked, progress, when)
-            if recipe.evaluate.forgetting_tokens:
+            if recipe.evaluate.forgetting_tokens and when != "reference":
                 run.write_json(f"forgetting-{when}.json", forgetting.probe(model, tokenizer, probe_text, resolved.context, progress, when))
             if resolved.task.FORM == "pairs" and when == "after":
-                lines = by_preference.refer(predictions.read(run.predictions_file("before")), lines)
+                lines = by_preference.of_run(run, lines)
+            elif resolved.task.FORM == "pairs" and when == "before" and not another:
+                lines = by_preference.refer(lines, lines)
             for line in lines:
                 line["source"] = inputs.portable(run, line["source"])
             predictions.write(run.predictions_file(when), lines)
@@ -195,6 +199,11 @@ def _stages(
     def referred(model: PreTrainedModel) -> Prepared:
         if resolved.task.FORM != "pairs":
             return prepared
+        if test and another and resolved.task_options.needs_reference and checkpoint.newest(run.checkpoints) is None:
+            # What is measured before and after is counted from the very model that the loss counts from.
+            evaluate(model.eval(), "reference")
+            before = run.predictions_file("before")
+            predictions.write(before, by_preference.of_run(run, predictions.read(before)))
         with timed("reference"):
             return work.with_reference(run, resolved, prepared, model, progress)
 
@@ -209,8 +218,6 @@ def _stages(
             model = load_base(recipe, resolved.folder, resolved.dtype, resolved.device)
         total = count_parameters(model)
         evaluate(model, "before")
-        # The reference of preferences is the base, unless training begins with another model: a run's, or the base as it is quantised.
-        another = bool(recipe.train.init_from) or getattr(method, "QUANTISES", False)
         if not trained and not another:
             prepared = referred(model)
 

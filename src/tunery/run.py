@@ -1,7 +1,7 @@
 """The Run directory: the one place through which the stages hand over.
 
     recipe.yaml  plan.json  metrics.jsonl  checkpoints/step-N/  adapter/  merged/  onnx/
-    predictions-{before,after}.jsonl  probes.json  report.json  report.html  log.txt  data/
+    predictions-{before,after,reference}.jsonl  probes.json  report.json  report.html  log.txt  data/
 
 Every file is written beside its place and then renamed, so a reader never sees half of one. A run can be copied to
 another machine: the data itself lies in `data/` below 100 MB, and the hashes of model and data are in `inputs.json`.
@@ -70,7 +70,10 @@ class Run:
     data = property(lambda self: self.path / "data")
 
     def predictions_file(self, when: str) -> Path:
-        """Where the answers to the test rows lie; `when` is `before` or `after`."""
+        """Where the answers to the test rows lie; `when` is `before` or `after`.
+
+        `reference`, of preferences alone: those of the model that training began with, where it is not the base as it is.
+        """
         return self.path / f"predictions-{when}.jsonl"
 
     def write_recipe(self, recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from jobs import write_job
 
+from tunery import methods
 from tunery.cli import main
 from tunery.models.catalogue import CATALOGUE
 from tunery.models.configs import _SHAPES, known_config
@@ -70,6 +71,36 @@ def test_the_table_for_people_on_named_hardware(command: Command, tiny_llama: Pa
     assert "a100-80gb" in err
     assert "data sheet" in err
     assert "    method: lora" in err
+
+
+def test_what_was_decided_for_the_recipe_comes_with_its_reason(command: Command, tiny_llama: Path, tmp_path: Path) -> None:
+    open_ones = {"learning_rate": None, "rows_per_step": None, "precision": "auto"}
+    recipe = write_job(tmp_path, tiny_llama, train=open_ones, sharding="ddp")
+    _, _, err = command("plan", recipe)
+    assert "tunery methods lora" in err
+    code, out, _ = command("plan", recipe, "--json")
+    decided = json.loads(out)["decided"]
+    assert code == 0
+    assert decided.keys() == {
+        "train.precision",
+        "train.learning_rate",
+        "train.max_length",
+        "train.tokens_per_step",
+        "train.gradient_checkpointing",
+        "sharding.processes",
+    }
+    rate, why = methods.get("lora").LEARNING_RATE
+    assert decided["train.learning_rate"] == f"auto: {rate:g}, {why}"
+    for key, reason in decided.items():
+        assert f"    {key} " in err
+        assert f"  {reason}\n" in err
+    # What the recipe says itself needs no reason; named hardware has a precision of its own.
+    _, out, _ = command("plan", recipe, "--json", "--on", "a100-80gb", "--set", "train.learning_rate=0.001")
+    named = json.loads(out)["decided"]
+    assert "train.learning_rate" not in named
+    _, out, _ = command("plan", recipe, "--json", "--set", "train.precision=fp32", "--set", "sharding={stage: ddp, processes: 2}")
+    assert not {"train.precision", "sharding.processes"} & json.loads(out)["decided"].keys()
+    assert named["train.precision"] == "auto: bf16, a100-80gb has bfloat16 units by its data sheet"
 
 
 @pytest.mark.parametrize(

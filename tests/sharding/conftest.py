@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import launched
 import pytest
 import sharded
 import torch
-from sharded import DROPOUT, METHODS, STAGES, WHOLE, Measured, case, name_of
+from sharded import DROPOUT, METHODS, STAGES, WHOLE, ZERO, Measured, case, name_of
+
+from tunery.pipeline import finetune
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """The run of `launched.job` in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    return finetune(launched.job(folder / "job", tiny_llama), folder / "run").path
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +44,11 @@ def two(tmp_path_factory: pytest.TempPathFactory, one: Measured, tiny_llama: Pat
         cases.append(case(tiny_llama, stage, "lora", "dropout-resumed", **dropping, after=str(whole)))
     again = {"train": {"gradient_checkpointing": True}}
     cases += [case(tiny_phi3, stage, "lora", "phi3", **again) for stage in ("zero3", "fsdp")]
-    cases.append({**case(tiny_llama, "zero3", "full", "offload", gradients=False), "sharding": {**WHOLE, "offload": "cpu"}})
+    for stage in ZERO:
+        offloading = {"gradients": False, "sharding": {**(WHOLE if stage == "zero3" else {}), "offload": "cpu"}}
+        cases += [case(tiny_llama, stage, method, "offload", **offloading) for method in ("full", "lora")]
+        whole = folder / name_of(stage, "full", "offload")
+        cases.append(case(tiny_llama, stage, "full", "offload-resumed", **offloading, after=str(whole)))
     # From one process, and from another sharding.
     cases += [
         case(tiny_llama, stage, "full", f"after-{other}", gradients=False, after=str(place / name_of(other, "full")))

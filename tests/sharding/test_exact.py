@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from sharded import METHODS, STAGES, Measured, name_of
+from sharded import METHODS, STAGES, ZERO, Measured, name_of
 
 RELATIVE = 1e-5
 PROCESSES = 2
@@ -56,8 +56,10 @@ def test_fused_layers_and_activations_computed_again(stage: str, one: Measured, 
     assert_same_run(two.cases[name_of(stage, "lora", "phi3")]["metrics"], one.cases[name_of("none", "lora", "phi3")]["metrics"])
 
 
-def test_offloading_changes_nothing(one: Measured, two: Measured) -> None:
-    assert_same_run(two.cases[name_of("zero3", "full", "offload")]["metrics"], one.cases[name_of("none", "full")]["metrics"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("stage", ZERO)
+def test_offloading_changes_nothing(stage: str, method: str, one: Measured, two: Measured) -> None:
+    assert_same_run(two.cases[name_of(stage, method, "offload")]["metrics"], one.cases[name_of("none", method)]["metrics"])
 
 
 @pytest.mark.parametrize("method", METHODS)

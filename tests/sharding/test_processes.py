@@ -5,65 +5,15 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
-from jobs import write_job
+from launched import JOB, assert_same_steps, command, finish, job, start, steps, trainers, when
 
 from tunery.errors import Interrupted, RunError
 from tunery.pipeline import finetune, resume
 from tunery.run import Run
-
-JOB: dict[str, Any] = {"train": {"epochs": 20, "checkpoint_every": 7, "learning_rate": 1e-3}, "evaluate": {"forgetting_tokens": 0}}
-STEPS = 240
-
-
-def job(folder: Path, model: Path, **changes: Any) -> Path:
-    folder.mkdir()
-    recipe = write_job(folder, model, **{**JOB, **changes})
-    recipe.write_text(recipe.read_text().replace("  test: test.jsonl\n", ""))
-    return recipe
-
-
-def steps(run: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in Run(run).metrics()]
-
-
-def when(run: Path, reached: int, act: Any) -> threading.Thread:
-    """Do something when a run has made so many steps."""
-
-    def wait() -> None:
-        while len(Run(run).metrics()) < reached:
-            time.sleep(0.02)
-        act()
-
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    return thread
-
-
-def trainers(run: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if "tunery.launch" in process.cmdline() and str(run.resolve()) in process.cmdline():
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
-    """The job in one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    return finetune(job(folder / "job", tiny_llama), folder / "run").path
 
 
 def test_stopped_killed_and_joined_is_the_run_of_one_process(alone: Path, tiny_llama: Path, tmp_path: Path) -> None:
@@ -82,9 +32,8 @@ def test_stopped_killed_and_joined_is_the_run_of_one_process(alone: Path, tiny_l
 
     def kill() -> None:
         time.sleep(random.Random(0).random() * 0.1)
-        second = max(trainers(run), key=lambda p: p.pid)
         killed.append(time.monotonic())
-        second.kill()
+        trainers(run)[1].kill()
 
     when(run, stopped_after + 20, kill)
     with pytest.raises(RunError, match=r"process 1 of 2 was ended by SIGKILL.*its log .*rank-1\.log.*go on with `tunery resume"):
@@ -94,19 +43,10 @@ def test_stopped_killed_and_joined_is_the_run_of_one_process(alone: Path, tiny_l
     assert Run(run).read_json("report.json")["status"] == "failed"
     assert trainers(run) == []
 
-    command = tmp_path / "command.py"
-    command.write_text("from tunery.cli.main import run\nrun()\n")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, "--", str(command), "resume", str(run), "--json"], env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-    several, one = steps(run), steps(alone)
-    assert len(several) == len(one) == STEPS
-    for mine, theirs in zip(several, one, strict=True):  # rounding grows over the steps
-        assert mine == pytest.approx(theirs, rel=1e-5 if mine["step"] < 20 else 1e-3)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--", str(command(tmp_path))]
+    code, _, err = finish(start([*torchrun, "resume", str(run), "--json"]))
+    assert code == 0, err[-3000:]
+    assert_same_steps(run, alone)
     report = Run(run).read_json("report.json")
     assert report["status"] == "succeeded"
     assert report["train"]["trainable_parameters"] == Run(alone).read_json("report.json")["train"]["trainable_parameters"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sharded
 from safetensors.torch import load_file
-from sharded import STAGES, Measured, name_of
+from sharded import STAGES, ZERO, Measured, name_of
 
 
 def last_checkpoint(measured: Measured, name: str) -> dict[str, bytes]:
@@ -26,6 +26,13 @@ def test_on_the_same_number_bit_for_bit(stage: str, two: Measured) -> None:
     files = last_checkpoint(two, whole)
     assert sorted(files) == ["learned/adapter_model.safetensors", "optimizer.safetensors", "random.safetensors"]
     assert last_checkpoint(two, resumed) == files
+
+
+@pytest.mark.parametrize("stage", ZERO)
+def test_offloaded_bit_for_bit(stage: str, two: Measured) -> None:
+    whole, resumed = name_of(stage, "full", "offload"), name_of(stage, "full", "offload-resumed")
+    assert two.cases[resumed]["metrics"] == two.cases[whole]["metrics"]
+    assert last_checkpoint(two, resumed) == last_checkpoint(two, whole)
 
 
 def test_each_process_has_its_own_random_state(two: Measured) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 STAGES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
+ZERO = ("zero1", "zero2", "zero3")
 METHODS = ("full", "lora", "dora")
 WHOLE = {"config": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}}
 """DeepSpeed keeps small weights whole in ZeRO-3, and all of a tiny model's are small."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tunery import tasks
 from tunery.data.pairs import PairRenderer
@@ -21,7 +22,7 @@ from tunery.data.render import Sequence as TokenSequence
 from tunery.data.rows import read_rows
 from tunery.data.tokenised import Tokenised, tokenise
 from tunery.errors import InputError
-from tunery.evaluate import predictions
+from tunery.evaluate import compare, predictions
 from tunery.models.load import load_model, load_tokenizer
 from tunery.progress import Quiet
 from tunery.recipe import Named, from_mapping
@@ -537,6 +538,36 @@ def test_training_begins_where_the_reference_is(method: str, tiny_llama: Path, t
     assert first["grad_norm"] > 0
 
 
+@pytest.mark.parametrize("start", ["qlora", "init_from"])
+def test_rewards_are_counted_from_the_model_that_training_began_with(start: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """Which is not the base as it is: that one is what is measured before training, and its rewards are not 0."""
+    from tunery.pipeline import finetune
+
+    # The pairs to measure are those to learn from, so that both references are about the same.
+    recipe = job(tmp_path, tiny_llama)
+    recipe["data"] = {"train": recipe["data"]["train"], "test": recipe["data"]["train"]}
+    if start == "qlora":
+        recipe["method"] = "qlora"
+    else:
+        recipe["train"]["init_from"] = str(finetune(recipe, tmp_path / "first").path)
+    result = finetune(recipe, tmp_path / "run", overrides=["train.max_steps=3"])
+
+    tensors = load_file(str(result.path / reference.FILE))
+    known = tensors["train.matched"]
+    before, after = (predictions.read(result.run.predictions_file(when)) for when in ("before", "after"))
+    for lines in (before, after):
+        used = torch.tensor([line["reference_log_prob"] for line in lines])
+        torch.testing.assert_close(used.sort(0).values, known.sort(0).values, rtol=1e-4, atol=1e-4)
+        for line in lines:
+            gained = [a - b for a, b in zip(line["log_prob"], line["reference_log_prob"], strict=True)]
+            assert line["reward"] == pytest.approx([0.1 * g for g in gained])
+    measured = result.report["evaluation"]
+    assert measured["before"]["reward_margin"]["value"] != 0.0
+    margin = np.mean([line["reward"][0] - line["reward"][1] for line in after])
+    assert measured["after"]["reward_margin"]["value"] == pytest.approx(margin)
+    assert not (result.path / "forgetting-reference.json").exists()
+
+
 def test_measuring_again_gives_the_same_accuracy(tiny_llama: Path, tmp_path: Path) -> None:
     from tunery.evaluate.again import evaluate_again
     from tunery.pipeline import finetune
@@ -544,8 +575,13 @@ def test_measuring_again_gives_the_same_accuracy(tiny_llama: Path, tmp_path: Pat
     result = finetune(job(tmp_path, tiny_llama), tmp_path / "run", overrides=["train.max_steps=3"])
     again = evaluate_again(result.path, None, base=False, progress=Quiet())
     after = result.report["evaluation"]["after"]
-    assert again["metrics"]["preference_accuracy"] == after["preference_accuracy"]
-    assert "reward_margin" not in again["metrics"]
+    base = evaluate_again(result.path, None, base=True, progress=Quiet())
+    for found, kept in ((again["metrics"], after), (base["metrics"], result.report["evaluation"]["before"])):
+        assert found.keys() == kept.keys() >= {"reward_accuracy", "reward_margin"}
+        for name, bounds in kept.items():
+            assert found[name] == pytest.approx(bounds, abs=1e-5), name
+    other = evaluate_again(result.path, tmp_path / "test.jsonl", base=False, progress=Quiet())
+    assert other["metrics"].keys() == {"preference_accuracy", *compare.LIKELIHOOD}  # of other rows the reference is not known
     line = json.loads((result.path / "predictions-after.jsonl").read_text().splitlines()[0])
     assert line["chosen"] in ("cold water", "a long book")
     assert line["prompt"].endswith("?")

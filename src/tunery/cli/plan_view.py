@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def show(plan: Plan, out: Console) -> None:
-    """Every candidate a line, what is refused with its reason, and the choice."""
+    """Every candidate a line, what is refused with its reason, what was decided for the recipe and why, and the choice."""
     from rich.table import Table
 
     parts = list(plan.candidates[0].memory.parts) if plan.candidates else []
@@ -43,6 +43,11 @@ def show(plan: Plan, out: Console) -> None:
         out.print(sentence, soft_wrap=True)
     if not plan.measured:
         out.print("Rates are shares of the data sheet's, not measured: take times for what they are.")
+    if plan.decided:
+        out.print(f"Decided where the recipe is open (the method's own settings and their reasons: tunery methods {plan.method}):")
+        width = max(map(len, plan.decided))
+        for key, reason in plan.decided.items():
+            out.print(f"    {key:{width}}  {reason}", markup=False, soft_wrap=True)
     out.print("\n".join(plan.choice.reasons), soft_wrap=True)
     for line in plan.choice.lines:
         out.print(f"    {line}", markup=False, style="bold")

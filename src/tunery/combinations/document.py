@@ -40,8 +40,8 @@ def readme_section() -> str:
     lines = [
         table.markdown("method", ("task",)),
         table.markdown("method", ("sharding", "export")),
-        f"{_counts()} The numbers are reasons: `tunery methods` lists them, and so does [docs/combinations.md](docs/combinations.md), which also "
-        "says what walking a cell means.",
+        f"{_counts()} `no (4)` is refused for reason 4, and what was never walked would say `untested`. `tunery methods` lists the reasons, and so "
+        "does [docs/combinations.md](docs/combinations.md), which also says what walking a cell means.",
     ]
     return "\n\n".join(lines)
 

@@ -137,16 +137,22 @@ def table() -> Table:
 
 
 def legend() -> str:
-    """What the words in the table mean."""
+    """What the words in the table mean, as a Markdown list."""
     found = table()
     oldest = min((e.oldest for e in found.entries.values() if e.oldest), default="")
     with_version = f" with Tunery {oldest}{'' if oldest == __version__ else ' or later'}" if oldest else ""
     architectures = "; ".join(f"{kind}s: {', '.join(names)}" for kind, names in ARCHITECTURES.items())
-    return (
-        f"yes: every cell of the pair was walked{with_version}: trained, saved, loaded again, compared and exported, on a tiny model of each "
-        f"architecture ({architectures}). 3/8: so many of its cells were. untested: none was. fails 2/8: so many were tried and failed. no: refused, for the reason of that number; "
-        f"a number beside another word refuses some of the pair's cells. Every column but `cuda` counts cells on the CPU."
+    lines = (
+        "An entry is about a pair of choices; its *cells* are all recipes with both of them, one for each choice on every other axis.",
+        f"- `yes`: every cell was walked{with_version}: trained, saved, loaded again, compared and exported, on a tiny model of each "
+        f"architecture ({architectures}).",
+        "- `3/8`: three of its eight cells were walked, the others are untested.",
+        "- `untested`: nothing refuses it, and none of its cells was walked; it may work.",
+        "- `fails 2/8`: two of its eight cells were tried and failed.",
+        "- `no (4)`: refused by `tunery check`, before anything is loaded, for reason 4 of the list below the tables.",
+        "- a number beside another word, `yes (4)`: some recipes with this pair are refused for that reason; they are not counted.",
     )
+    return "\n".join((lines[0], "", *lines[1:], "", "Every column but `cuda` counts cells on the CPU."))
 
 
 def markdown(row: str, axes: Sequence[str]) -> str:

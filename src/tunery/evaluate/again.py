@@ -7,7 +7,7 @@ from typing import Any
 
 from tunery.data.rows import read_rows
 from tunery.errors import InputError
-from tunery.evaluate import compare, predictions
+from tunery.evaluate import by_preference, compare, predictions
 from tunery.infer.open_engine import load_run
 from tunery.models.load import context_length
 from tunery.models.source import local_folder
@@ -44,5 +44,7 @@ def evaluate_again(path: Path, data: Path | None, base: bool, progress: Progress
         progress,
         "again",
     )
+    if task.FORM == "pairs" and data is None:
+        lines = by_preference.of_run(run, lines)
     names = compare.chosen_metrics(recipe.evaluate.metrics, lines, getattr(task, "METRICS", ()))
     return {"rows": len(lines), "metrics": compare.measure(names, lines, compare.known_labels(task, options)), "predictions": lines}

@@ -9,8 +9,10 @@ from tunery.data import pairs
 from tunery.data.preference import conversation
 from tunery.data.render import Sequence
 from tunery.data.rows import Row
+from tunery.evaluate import predictions
 from tunery.evaluate.likelihood import likelihoods
 from tunery.progress import Progress
+from tunery.run import Run
 from tunery.tasks import Task
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def predict(
 
     prompt, chosen, rejected: texts. log_prob, length, mean_log_prob: [preferred, other], the summed log-probability of each answer's
     tokens, their number, and the one over the other. reward: [preferred, other], the implicit rewards, where they are known: a loss
-    with a reference model needs its log-probabilities, which are the model's own `before` training; see `refer`.
+    with a reference model needs its log-probabilities; see `refer`.
     An answer longer than `max_length` is cut as it would be in training.
     """
     sides: list[Sequence] = []
@@ -50,13 +52,22 @@ def predict(
         line["beta"] = task.options.beta
         if not task.options.needs_reference:
             line.update(scores(line, line["log_prob"]))
-    return refer(lines, lines) if when == "before" else lines
+    return lines
 
 
-def refer(before: Many[Line], lines: Many[Line]) -> list[Line]:
-    """The lines with the implicit rewards of their answers; the reference model's log-probabilities are those of the `before` lines."""
+def of_run(run: Run, lines: Many[Line]) -> list[Line]:
+    """The lines of a run's test rows with their rewards, counted from the model that its training began with.
+
+    That is the base, whose lines are those `before` training, unless the run has lines of another: see `pipeline`.
+    """
+    reference = run.predictions_file("reference")
+    return refer(predictions.read(reference if reference.is_file() else run.predictions_file("before")), lines)
+
+
+def refer(reference: Many[Line], lines: Many[Line]) -> list[Line]:
+    """The lines with the implicit rewards of their answers. reference: the lines of the reference model, about the same rows."""
     found = []
-    for old, line in zip(before, lines, strict=True):
+    for old, line in zip(reference, lines, strict=True):
         known = line if "reward" in line else {**line, "reference_log_prob": old["log_prob"]}
         found.append({**known, **scores(known, known["log_prob"])})
     return found

@@ -27,7 +27,10 @@ NEW_TOKENS = 16
 
 @dataclass(frozen=True)
 class Plan:
-    """What `tunery plan` shows. available_bytes: of one device, or of this machine, which its processes share."""
+    """What `tunery plan` shows. available_bytes: of one device, or of this machine, which its processes share.
+
+    decided: for each setting that the recipe left open, what was decided and why. method: the recipe's own.
+    """
 
     candidates: tuple[Candidate, ...]
     refused: tuple[tuple[str, str, str], ...]
@@ -39,6 +42,8 @@ class Plan:
     shared: bool
     steps: int
     tokens: int
+    method: str
+    decided: Mapping[str, str]
     absent: Absent | None = None
     """The model, where it is not on this machine."""
     price: float | None = None
@@ -66,6 +71,7 @@ class Plan:
             "tokens": self.tokens,
             "tokenizer": self.absent.tokenizer_name if self.absent else None,
             "hub": self.absent.as_json() if self.absent else None,
+            "decided": dict(self.decided),
             "candidates": [
                 {
                     "method": c.method,
@@ -168,9 +174,19 @@ def make(
         steps=steps,
         tokens=int(prepared.train.lengths.sum()),
         absent=absent,
+        method=resolved.recipe.method.name,
+        decided=_decided(resolved, precision, on),
         price=price,
         watts=watts,
     )
+
+
+def _decided(resolved: Resolved, precision: str, on: Hardware | None) -> dict[str, str]:
+    """The reasons of the settings that the recipe leaves open, with the named hardware's own precision in place of this machine's."""
+    found = {key: reason for key, reason in resolved.reasons.items() if not reason.endswith("as the recipe says")}
+    if on is not None and found.get("train.precision", "").startswith("auto"):
+        found["train.precision"] = f"auto: {precision}, {on.name} {'has' if on.bfloat16 else 'has no'} bfloat16 units by its data sheet"
+    return found
 
 
 def _like(options: Any, method: Any) -> Any:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from tunery.errors import RunError
-from tunery.sharding._deepspeed_config import DeepSpeedOptions, read_own, whole_config
+from tunery.sharding._deepspeed_config import DeepSpeedOptions, whole_config
+from tunery.sharding._deepspeed_own import read_own
 from tunery.sharding._engine import Engine, Held, State, put_in_place, stored
 from tunery.sharding._import_deepspeed import import_deepspeed
 from tunery.sharding._layers import layers
@@ -44,7 +45,7 @@ class DeepSpeed(Engine):
             # It collects a layer's gradients when that of the layer's input is known, so there must be one for the first layer too.
             self.model.enable_input_require_grads()
         learned = sum(p.numel() for p in self.parameters.values())
-        own = read_own(self.options)
+        own = read_own(self.options.config)
         self.engine, self.zero, _, _ = deepspeed.initialize(
             model=self.objective,
             optimizer=torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, weight_decay=weight_decay, fused=True),
