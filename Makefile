@@ -21,7 +21,7 @@ walk: setup  ## every cell of the combination table that is not refused, for rea
 	$(BIN)/python walk/run.py
 
 bench: setup  ## speed and memory on this machine
-	$(BIN)/python bench/run.py
+	$(BIN)/python bench/run.py --best-rows
 
 plan-grid: setup  ## what the plan predicts against what training takes, in 72 cells: an hour or so
 	$(BIN)/python bench/plan_grid.py

@@ -45,9 +45,9 @@ def section(model: Path, data: Path, peer: Path, rounds: int, quick: bool = Fals
     rows, tried_rows = (32, 16) if quick else (ROWS, TRIED_ROWS)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        prompts = _prompts(work, model, data, rows)
+        asked = prompts(work, model, data, rows)
         models = {"before training": model, "after training": _trained(work, data, 32 if quick else TRAIN_ROWS)}
-        return [_measure(name, m, prompts, data / "test.jsonl", peer, dtype, rounds, rows, tried_rows) for name, m in models.items()]
+        return [_measure(name, m, asked, data / "test.jsonl", peer, dtype, rounds, rows, tried_rows) for name, m in models.items()]
 
 
 def _measure(
@@ -74,7 +74,7 @@ def _measure(
             "peer": lambda: run("peer", "--batch", str(batch)),
         }
         sides = list(calls) if number % 2 == 0 else list(reversed(calls))
-        taken.append({side: {k: v for k, v in calls[side]().items() if k != "answers"} for side in sides})
+        taken.append({side: {k: v for k, v in calls[side]().items() if k not in ("answers", "labels", "references")} for side in sides})
     rates = {side: median(t[side]["rows_per_second"] for t in taken) for side in ("ours", "whole", "peer")}
     ratios = {side: [t[side]["rows_per_second"] / t["peer"]["rows_per_second"] for t in taken] for side in ("ours", "whole")}
     return {
@@ -120,7 +120,7 @@ def table(measured: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _prompts(work: Path, model: Path, data: Path, rows: int) -> Path:
+def prompts(work: Path, model: Path, data: Path, rows: int) -> Path:
     """The file with the prompts of the test rows, as both sides are given them."""
     from tunery.data.render import Renderer
     from tunery.data.rows import read_rows

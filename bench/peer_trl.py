@@ -49,7 +49,8 @@ def main() -> None:
     parser.add_argument("--layout", choices=("padding", "packing"), required=True)
     parser.add_argument("--batch", type=int, required=True, help="rows of one forward pass; the rest of a step is accumulated")
     parser.add_argument("--no-autocast", action="store_true", help="bf16 weights without autocast: the adapter then computes in float32")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), required=True)
+    parser.add_argument("--save", type=Path, help="a folder for the trained adapter")
     args = parser.parse_args()
 
     import torch
@@ -100,6 +101,8 @@ def main() -> None:
         if list(trainer.train_dataset["input_ids"]) != [row["input_ids"] for row in rows]:
             sys.exit("TRL changed the rows or their order while preparing them")
         trainer.train()
+        if args.save:
+            trainer.model.save_pretrained(args.save)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     seconds = ended[-1] - ended[0]
     timed = rows[args.rows_per_step :]

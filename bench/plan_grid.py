@@ -3,8 +3,9 @@
     python bench/plan_grid.py                    # all 72 cells: 4 methods × 3 lengths × 2 batch sizes × 3 model sizes
     python bench/plan_grid.py --cells lora-512-8-135m,full-128-2-30m
 
-Each cell is planned, then trained for some steps in a process of its own, whose peak resident size is read from itself. Cells that were
-measured are kept in bench/results/plan-grid.json and not measured again; delete it to begin anew.
+Cells that differ in the method alone are planned together. Each is then trained for some steps in a process of its own, without
+evaluation and export, and that process tells its peak resident size and the seconds of its steps. Cells that were measured are kept in
+bench/results/plan-grid.json and not measured again; delete it to begin anew, as is needed on another machine.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tunery.run import write_text
+from tunery.run import Run, write_text
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("full", "lora", "dora", "qlora")
@@ -26,7 +29,10 @@ LENGTHS = (128, 512, 1024)
 ROWS = (2, 8)
 # (hidden, intermediate, layers, heads, key-value heads), with SmolLM2-135M's own vocabulary and tokenizer.
 MODELS = {"30m": (320, 864, 8, 5, 5), "135m": (576, 1536, 30, 9, 3), "360m": (960, 2560, 32, 15, 5)}
-STEPS = 6
+STEPS = 8
+"""The rows are for so many steps, and at most so many are taken."""
+SECONDS = 15.0
+"""Steps are taken for about this long, as planned, but at least two: the first also makes the optimiser's state."""
 RESULTS, PAGE = ROOT / "bench" / "results" / "plan-grid.json", ROOT / "docs" / "plan-grid.md"
 
 
@@ -88,66 +94,133 @@ def write_recipe(cell: str, folder: Path, where: Path) -> Path:
     return path
 
 
-def measure(cell: str) -> dict[str, float]:
-    """`{"planned_bytes", "measured_bytes", "planned_seconds", "measured_seconds"}`."""
+def planned(recipe: Path) -> dict[str, Any]:
+    """The plan of the recipe's rows with each method, in one process: `{"precision", "calibration", method: {"bytes", "seconds"}}`."""
+    from tunery.launch.work import prepare_data
+    from tunery.models.load import load_tokenizer
+    from tunery.plan import calibration
+    from tunery.plan.whole import make
+    from tunery.progress import Quiet
+    from tunery.recipe import read
+    from tunery.resolve import resolve
+
+    resolved = resolve(read(recipe), Quiet(), str(recipe))
+    prepared = prepare_data(resolved, resolved.renderer(load_tokenizer(resolved.folder)), recipe.parent, Quiet())
+    plan = make(resolved, prepared, only=METHODS)
+    own = {c.method: {"bytes": c.memory.total_bytes, "seconds": c.seconds / plan.steps} for c in plan.candidates if c.sharding == "none"}
+    return {"precision": plan.precision, "calibration": calibration.described(), **own}
+
+
+def trained(recipe: Path, steps: int) -> dict[str, float]:
+    """Train that many steps in this process: its peak resident size in bytes, and the seconds of a step."""
+    import tunery.pipeline  # noqa: F401  a job has it, and its size counts
+    from tunery.infer.open_engine import load_base
+    from tunery.launch.work import prepare_data
+    from tunery.machine import peak_memory
+    from tunery.models.load import load_tokenizer
+    from tunery.progress import Quiet
+    from tunery.recipe import read
+    from tunery.resolve import resolve
+    from tunery.train import learners, loop
+
+    resolved = resolve(read(recipe), Quiet(), str(recipe))
+    prepared = prepare_data(resolved, resolved.renderer(load_tokenizer(resolved.folder)), recipe.parent, Quiet())
+    run = Run.create(recipe.parent / "run", resolved.recipe)
+    model = load_base(resolved.recipe, resolved.folder, resolved.dtype, resolved.device)
+    model = resolved.method.attach(model, resolved.options, resolved.settings.seed)
+    learner = learners.get(resolved.task, resolved.task_options, resolved.share_prefixes)
+    settings = replace(resolved.settings, max_steps=steps)
+    loop.train(run, model, resolved.method, resolved.options, learner, prepared.train, settings, Quiet())
+    last = json.loads(run.metrics_file.read_text(encoding="utf-8").splitlines()[-1])
+    return {"bytes": peak_memory(), "seconds": last["seconds"] / last["step"], "steps": last["step"]}
+
+
+def measure(cells: list[str], folder: Path) -> Any:
+    """For each of some cells that differ in the method alone, what was planned and measured, as soon as it is."""
     with tempfile.TemporaryDirectory() as temporary:
-        where = Path(temporary)
-        recipe = write_recipe(cell, model_folder(cell.split("-")[3], where), where)
-        planned = tunery(where, "plan", recipe.name, "--json")
-        own = next(c for c in planned["candidates"] if c["method"] == cell.split("-")[0] and c["sharding"] == "none")
-        trained = tunery(where, "train", recipe.name, "--run", "run", "--json")["train"]
-    return {
-        "planned_bytes": own["peak_memory_bytes"],
-        "measured_bytes": trained["peak_memory_bytes"],
-        "planned_seconds": own["seconds"],
-        "measured_seconds": trained["seconds"],
-    }
+        plan = planned(write_recipe(cells[0], folder, Path(temporary)))
+    for cell in cells:
+        own = plan[cell.split("-")[0]]
+        steps = min(STEPS, max(2, round(SECONDS / own["seconds"])))
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as temporary:
+            recipe = write_recipe(cell, folder, Path(temporary))
+            command = [sys.executable, __file__, "--train", str(recipe), "--steps", str(steps)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"{cell}\n{done.stderr[-2000:]}")
+            found = json.loads(done.stdout.splitlines()[-1])
+        yield (
+            cell,
+            {
+                "planned_bytes": own["bytes"],
+                "measured_bytes": found["bytes"],
+                "planned_seconds": own["seconds"],
+                "measured_seconds": found["seconds"],
+                "steps": found["steps"],
+                "whole_seconds": time.monotonic() - began,
+                "precision": plan["precision"],
+                "calibration": plan["calibration"],
+            },
+        )
 
 
-def tunery(where: Path, *words: str) -> Any:
-    code = "from tunery.cli.main import run; run()"
-    result = subprocess.run([sys.executable, "-c", code, *words], cwd=where, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise SystemExit(f"tunery {' '.join(words)}\n{result.stderr[-2000:]}")
-    return json.loads(result.stdout)
+def page(results: dict[str, dict[str, Any]]) -> str:
+    from tunery.machine import cores, cpu_name, memory
 
-
-def page(results: dict[str, dict[str, float]]) -> str:
-    from tunery.machine import cores, cpu_name
-
-    head = "method | length | rows a step | model | planned GB | measured GB | error | planned s | measured s | error"
+    head = "method | length | rows a step | model | planned GB | measured GB | error | planned s a step | measured s a step | error"
     lines = [f"| {head} |", "|" + " --- |" * 10]
-    memory, time = [], []
+    space, time = [], []
     for cell, found in results.items():
         errors = [found[f"planned_{what}"] / found[f"measured_{what}"] - 1 for what in ("bytes", "seconds")]
-        memory.append(abs(errors[0]))
+        space.append(abs(errors[0]))
         time.append(abs(errors[1]))
         sizes = f"{found['planned_bytes'] / 1e9:.2f} | {found['measured_bytes'] / 1e9:.2f} | {errors[0]:+.0%}"
-        times = f"{found['planned_seconds']:.1f} | {found['measured_seconds']:.1f} | {errors[1]:+.0%}"
+        times = f"{found['planned_seconds']:.2f} | {found['measured_seconds']:.2f} | {errors[1]:+.0%}"
         lines.append(f"| {' | '.join(cell.split('-'))} | {sizes} | {times} |")
     n = len(results)
-    summary = (
-        f"{n} of {len(cells())} cells on {cores()} cores of {cpu_name()}. Peak memory is within 10 % in {sum(e <= 0.1 for e in memory)} of {n} "
-        f"(worst {max(memory):.0%}), time within 20 % in {sum(e <= 0.2 for e in time)} of {n} (worst {max(time):.0%})."
-    )
-    return f"# The plan against what was measured\n\nWritten by `make plan-grid`.\n\n{summary}\n\n" + "\n".join(lines) + "\n"
+    precisions, calibrations = ({found[what] for found in results.values()} for what in ("precision", "calibration"))
+    summary = [
+        f"{n} of {len(cells())} cells on {cores()} cores of {cpu_name()} with {memory()[0] / 1e9:.0f} GB of memory, where `precision: auto` "
+        f"chooses {' or '.join(sorted(precisions))}. Peak memory is within 10 % in {sum(e <= 0.1 for e in space)} of {n} "
+        f"(worst {max(space):.0%}), time within 20 % in {sum(e <= 0.2 for e in time)} of {n} (worst {max(time):.0%}).",
+        "The plan divides what it counts by rates that the machine was measured to reach:",
+        *(f"- {text}" for text in sorted(calibrations)),
+        f"Every cell takes 2 to {STEPS} steps, all rows have the cell's length and no two begin alike; the time is the mean of its steps.",
+    ]
+    return "\n\n".join(["# The plan against what was measured", "Written by `make plan-grid`.", *summary, "\n".join(lines)]) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", help="some of them, with commas between")
-    wanted = parser.parse_args().cells
-    chosen = wanted.split(",") if wanted else cells()
+    parser.add_argument("--train", type=Path, metavar="RECIPE", help="train this recipe here and now, and print what it took")
+    parser.add_argument("--steps", type=int, default=STEPS, help="with --train")
+    args = parser.parse_args()
+    if args.train:
+        print(json.dumps(trained(args.train, args.steps)))
+        return
+    chosen = args.cells.split(",") if args.cells else cells()
     unknown = set(chosen) - set(cells())
     if unknown:
         parser.error(f"no such cell: {', '.join(sorted(unknown))}; one is called like {cells()[0]}")
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    groups: dict[str, list[str]] = {}
     for cell in chosen:
         if cell not in results:
-            results[cell] = measure(cell)
-            RESULTS.parent.mkdir(parents=True, exist_ok=True)
-            write_text(RESULTS, json.dumps(results, indent=1) + "\n")
-        print(cell, {k: round(v / 1e9, 2) if "bytes" in k else round(v, 1) for k, v in results[cell].items()}, flush=True)
+            groups.setdefault(cell.partition("-")[2], []).append(cell)
+    with tempfile.TemporaryDirectory() as temporary:
+        folders: dict[str, Path] = {}
+        for group in groups.values():
+            size = group[0].split("-")[3]
+            if size not in folders:
+                folders[size] = model_folder(size, Path(temporary))
+            for cell, found in measure(group, folders[size]):
+                results[cell] = found
+                write_text(RESULTS, json.dumps(results, indent=1) + "\n")
+                shown = {k: round(v / 1e9, 2) if "bytes" in k else round(v, 2) for k, v in found.items() if not isinstance(v, str)}
+                print(cell, shown, flush=True)
     write_text(PAGE, page({cell: results[cell] for cell in cells() if cell in results}))
 
 

@@ -4,9 +4,10 @@
     python bench/run.py --workloads headlines --best-rows
     python bench/run.py --quick                       # do both sides work? some minutes, and its rates mean nothing
 
-Both sides get the same weights, starting adapter, rows, order, rank, targets, optimiser and learning rate, in bf16. First they must agree
-on the loss in float32. Then the peer's layouts are tried and the fastest is kept. Then the sides take turns, each time in a fresh
-process. The first step of a process is not counted. The peer lives in an environment of its own, bench/.peer.
+Both sides get the same weights, starting adapter, rows, order, rank, targets, optimiser and learning rate, in the number format that
+`train.precision: auto` chooses here: bf16 where the processor has instructions for it. First they must agree on the loss in float32. Then the peer's layouts are tried and the fastest is kept. Then the sides take turns, each time in a fresh
+process. The first step of a process is not counted. The peer lives in an environment of its own, bench/.peer. Then Tunery's methods
+are measured beside each other (bench/methods.py), and evaluation beside transformers' generate (bench/evaluate.py).
 """
 
 from __future__ import annotations
@@ -21,16 +22,21 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import evaluate
+import methods as methods_section
+import quality
 
 from tunery.doctor import examine
 from tunery.errors import InputError, RunError, TuneryError
 from tunery.models.source import local_folder
+from tunery.plan import calibration
 from tunery.run import sha256_of, write_text
+from tunery.train import precision
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -66,6 +72,9 @@ WORKLOADS = {
         Workload("dense", 8, 3, (4, 8, 16)),
     )
 }
+
+
+SECTIONS = ("quality", "methods", "evaluate")
 
 
 class Killed(RunError):
@@ -110,14 +119,16 @@ def peer_python() -> Path:
 class Sides:
     """Runs one side in a fresh process."""
 
-    def __init__(self, model: Path, work: Path, peer: Path) -> None:
-        self.model, self.work, self.peer = model, work, peer
+    def __init__(self, model: Path, work: Path, peer: Path, dtype: str) -> None:
+        self.model, self.work, self.peer, self.dtype = model, work, peer, dtype
 
     def run(self, side: str, w: Workload, *options: str) -> dict[str, Any]:
         script: list[str | Path] = [sys.executable, HERE / "ours.py"] if side == "ours" else [self.peer, HERE / "peer_trl.py"]
         numbers = ["--rows-per-step", str(w.rows_per_step), "--steps", str(w.steps), "--learning-rate", str(LEARNING_RATE)]
         files: list[str | Path] = ["--model", self.model, "--adapter", self.work / "adapter", "--rows", self.work / f"{w.name}.json"]
         env = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **({"PYTHONPATH": ""} if side == "peer" else {})}
+        if "--dtype" not in options:
+            options = ("--dtype", self.dtype, *options)
         result: dict[str, Any] = json.loads(call(f"{w.name}: {side}", [*script, *files, *numbers, *options], env).splitlines()[-1])
         say(f"  {side:5} {result['rows_per_second']:8.2f} rows/s {result['tokens_per_second']:8.0f} tokens/s  {' '.join(options)}")
         return result
@@ -154,7 +165,7 @@ def best_of_peer(sides: Sides, w: Workload, quick: bool) -> tuple[list[str], lis
     say(f"{w.name}: which way is the peer fastest?")
     for way in ways:
         tried.append(_attempt(sides, short, way))
-    if not quick:
+    if not quick and sides.dtype == "bfloat16":
         tried.append(_attempt(sides, short, [*_fastest(tried)["options"], "--no-autocast"]))
     return _fastest(tried)["options"], tried
 
@@ -224,9 +235,9 @@ def table(report: dict[str, Any]) -> str:
         f"# Training speed, {report['date']}",
         "",
         f"{cpu['name']}, {cpu['cores']} cores ({bf16}), {report['machine']['memory']['total_bytes'] / 1e9:.0f} GB; "
-        f"{report['threads']} threads a side; load before the start: {report['load_before']:.1f}. Model {MODEL}, LoRA rank 16 on all linear layers, bf16, AdamW.",
+        f"{report['threads']} threads a side; load before the start: {report['load_before']:.1f}. Model {MODEL}, LoRA rank 16 on all linear layers, {report['dtype']}, AdamW.",
         f"Peer: trl {versions['trl']} + peft {versions['peft']}; both on torch {versions['torch']}, transformers {versions['transformers']}.",
-        "Medians; in brackets the lowest and highest ratio of a round. First loss: of the first step, in bf16.",
+        "Medians; in brackets the lowest and highest ratio of a round. First loss: of the first step.",
         "",
         "| workload | rows a step (ours, peer) | Tunery | TRL + PEFT, its best way | ratio | peak memory (ours, peer) | first loss (ours, peer) |",
         "|---|---|---|---|---|---|---|",
@@ -245,7 +256,26 @@ def table(report: dict[str, Any]) -> str:
         losses = "; ".join(f"{side} {', '.join(f'{x:.6f}' for x in values)}" for side, values in a["losses"].items())
         apart = "keeps rows apart" if a["packing_keeps_rows_apart"] else "lets rows see each other, so it was not used"
         lines.append(f"- {name}: {losses}. The peer's packing {apart}.")
-    return "\n".join(lines + evaluate.table(report["evaluation"])) + "\n"
+    lines += quality.table(report["quality"]) + methods_section.table(report["methods"]) + evaluate.table(report["evaluation"])
+    return "\n".join(lines) + "\n"
+
+
+def _quality(sides: Sides, work: Path, data: Path, way: list[str], quick: bool) -> dict[str, Any]:
+    """Both sides' adapters after the same steps, judged by the same code."""
+    w = replace(WORKLOADS["headlines"], rows_per_step=quality.ROWS, steps=2 if quick else quality.STEPS - 1)
+    say(f"headlines: {w.steps + 1} steps on both sides, and what the adapters are worth")
+    prompts = evaluate.prompts(work, sides.model, data, 32 if quick else evaluate.ROWS)
+
+    def train(side: str, folder: Path) -> dict[str, Any]:
+        return sides.run(side, w, "--save", str(folder), *(way if side == "peer" else []))
+
+    def ask(folder: Path) -> dict[str, Any]:
+        files: list[str | Path] = ["--model", sides.model, "--adapter", folder, "--prompts", prompts, "--whole", data / "test.jsonl"]
+        command: list[str | Path] = [sys.executable, HERE / "ours_evaluate.py", *files, "--dtype", sides.dtype]
+        answer: dict[str, Any] = json.loads(call("judging", command).splitlines()[-1])
+        return answer
+
+    return quality.section(train, ask, work)
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -259,24 +289,40 @@ def bench(args: argparse.Namespace) -> None:
     chosen = [replace(w, steps=args.steps or w.steps) for w in chosen]
     rounds = 1 if args.quick else args.rounds
     model = local_folder(MODEL, say)
+    dtype = precision.choose("auto", "cpu")[0]
     data = Path(call("fetching the headlines", [sys.executable, ROOT / "examples/quickstart/fetch.py"]).strip().splitlines()[-1])
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        sides = Sides(model, work, peer_python())
+        sides = Sides(model, work, peer_python(), dtype)
         counts = {
-            w.name: max(w.rows, 4, *([3 * n for n in w.choices] + [w.with_rows(n).rows for n in w.choices]) * args.best_rows)
+            w.name: max(
+                w.rows,
+                quality.ROWS * quality.STEPS * (w.name == "headlines" and "quality" in args.workloads),
+                4,
+                *([3 * n for n in w.choices] + [w.with_rows(n).rows for n in w.choices]) * args.best_rows,
+            )
             for w in chosen
         }
         rows = [x for name, count in counts.items() for x in ("--rows", f"{name}={count}")]
         call("preparing rows", [sys.executable, HERE / "prepare.py", "--out", work, "--model", model, "--data", data, *rows])
-        agreed, tried, measured = {}, {}, []
+        agreed, tried, measured, way_of = {}, {}, [], {}
         for w in chosen:
             agreed[w.name] = agreement(sides, w)
             way, tried[w.name] = best_of_peer(sides, w, args.quick)
+            way_of[w.name] = way
             measured.append(measure(sides, w.name, w, w, way, rounds))
             if args.best_rows:
-                ours, peer, way = best_rows(sides, w, way)
-                measured.append(measure(sides, f"{w.name}, best rows a step", w.with_rows(ours), w.with_rows(peer), way, rounds))
+                our_rows, peer_rows, way = best_rows(sides, w, way)
+                best = w.with_rows(our_rows), w.with_rows(peer_rows)
+                measured.append(measure(sides, f"{w.name}, best rows a step", *best, way, rounds))
+        judged = (
+            _quality(sides, work, data, way_of["headlines"], args.quick) if "quality" in args.workloads and "headlines" in way_of else None
+        )
+        methods = []
+        for w in chosen if "methods" in args.workloads else []:
+            say(f"{w.name}: methods beside each other")
+            ours = partial(sides.run, "ours", w, "--method")
+            methods.append(methods_section.section(ours, w.name, rounds, calibration.rates().rate["matrix"][dtype]))
         evaluation = evaluate.section(model, data, sides.peer, rounds, args.quick) if "evaluate" in args.workloads else []
     one = measured[0]["rounds"][0]
     report = {
@@ -285,10 +331,13 @@ def bench(args: argparse.Namespace) -> None:
         "machine": {k: machine[k] for k in ("python", "platform", "cpu", "memory", "gpus")},
         "load_before": load,
         "threads": one["ours"]["threads"],
+        "dtype": dtype,
         "versions": {"tunery": machine["tunery"], **one["peer"]["versions"]},
         "measured": measured,
         "agreement": agreed,
         "peer_tried": tried,
+        "quality": judged,
+        "methods": methods,
         "evaluation": evaluation,
     }
     print(table(report))
@@ -303,7 +352,7 @@ def bench(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--workloads", type=lambda text: text.split(","), default=[*WORKLOADS, "evaluate"], help=f"of {','.join(WORKLOADS)},evaluate"
+        "--workloads", type=lambda text: text.split(","), default=[*WORKLOADS, *SECTIONS], help=f"of {','.join((*WORKLOADS, *SECTIONS))}"
     )
     parser.add_argument("--steps", type=int, help="timed steps of a process (default: by workload)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each side runs (default 3)")
@@ -312,11 +361,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the results (default bench/results)")
     args = parser.parse_args()
     try:
-        unknown = [name for name in args.workloads if name not in (*WORKLOADS, "evaluate")]
-        if args.workloads == ["evaluate"]:
-            raise InputError("evaluation alone is measured by `python bench/evaluate.py`")
+        unknown = [name for name in args.workloads if name not in (*WORKLOADS, *SECTIONS)]
+        if not set(args.workloads) & set(WORKLOADS):
+            raise InputError(f"name one of {', '.join(WORKLOADS)} too; evaluation alone is measured by `python bench/evaluate.py`")
         if unknown or args.rounds < 1 or (args.steps is not None and args.steps < 1):
-            raise InputError(f"workloads are {', '.join(WORKLOADS)}, evaluate; steps and rounds are at least 1")
+            raise InputError(f"workloads are {', '.join((*WORKLOADS, *SECTIONS))}; steps and rounds are at least 1")
         bench(args)
     except TuneryError as e:
         print(f"bench: {e}", file=sys.stderr)

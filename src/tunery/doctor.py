@@ -52,6 +52,7 @@ def examine() -> dict[str, Any]:
         "memory": {"total_bytes": total, "available_bytes": available},
         "gpus": machine.gpus() if torch_version else [],
         "compiler": compiler(),
+        "kernels": _kernels(),
         "torch": torch_version,
         "extras": {name: _extra(name, packages) for name, packages in EXTRAS.items()},
         "llama_cpp": _llama_cpp(),
@@ -73,6 +74,15 @@ def compiler() -> dict[str, Any]:
                 continue
             return {"path": path, "version": (shown.splitlines() or [""])[0]}
     return {"path": None, "version": None, "install": "your system's package manager: for example `apt install g++`"}
+
+
+def _kernels() -> dict[str, Any]:
+    """Whether this machine's C compiler makes the code that surrounds the products of a step on a CPU."""
+    if _version("torch") is None:
+        return {"compiler": None, "present": False}
+    from tunery.kernels import library
+
+    return {"compiler": library.compiler(), "present": library.library() is not None}
 
 
 def _extra(name: str, packages: tuple[str, ...]) -> dict[str, Any]:

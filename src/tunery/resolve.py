@@ -114,13 +114,22 @@ def virtual_tokens(method: str, options: Any) -> int:
     return count(options) if count else 0
 
 
-def resolve(recipe: Recipe, progress: Progress, source: str = "recipe", lines: Mapping[tuple[str, ...], int] | None = None) -> Resolved:
-    """Look everything up and decide what was left open. Raises InputError, MissingModelError."""
+def resolve(
+    recipe: Recipe,
+    progress: Progress,
+    source: str = "recipe",
+    lines: Mapping[tuple[str, ...], int] | None = None,
+    folder: Path | None = None,
+) -> Resolved:
+    """Look everything up and decide what was left open. Raises InputError, MissingModelError.
+
+    folder: the model's config.json, where only that is known of it; then the model is not looked for.
+    """
     recipe, reasons = with_exports_that_exist(recipe)
     for reason in reasons.values():
         progress.say(reason)
     options = check_names(recipe, source, lines)
-    folder = local_folder(recipe.model, progress.say)
+    folder = folder or local_folder(recipe.model, progress.say)
     kind = model_kind(folder)
     require_combination(recipe, source, model=kind)
     context = context_length(folder) - virtual_tokens(recipe.method.name, options)

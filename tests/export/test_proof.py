@@ -58,7 +58,7 @@ def test_the_continuation_goes_on_after_a_stop_token(engine: TorchEngine, llama:
     model.lm_head.weight.data[2] = 0.0
     head: Any = model.lm_head
     head.register_forward_hook(
-        lambda _module, _args, out: torch.nn.functional.one_hot(torch.full(out.shape[:2], 2), out.shape[-1]).to(out.dtype)
+        lambda _module, _args, out: torch.nn.functional.one_hot(torch.full(out.shape[:-1], 2), out.shape[-1]).to(out.dtype)
     )
     found = Reference.of(model, engine.tokenizer, llama.prompts[:2])
     assert found.continuations == [[2] * TOKENS] * 2

@@ -2,91 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
+from download_hub import SHA, DownloadHub
 
 from tunery.errors import MissingModelError
 from tunery.models import hub
 
-SHA = "0123456789abcdef0123456789abcdef01234567"
 EXTRA_FILES = ("pytorch_model.bin", "consolidated.safetensors", "onnx/model.onnx", "original/params.json", "README.md")
 
 
-class Hub(ThreadingHTTPServer):
-    """The few routes of the hub's API that a download needs: model info, file tree, file contents."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), _Answer)
-        self.files = files
-        self.asked: list[str] = []
-        self.fetched: list[str] = []
-        self.tokens: set[str | None] = set()
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Answer(BaseHTTPRequestHandler):
-    server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def _send(self, status: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        self.server.asked.append(path)
-        self.server.tokens.add(self.headers.get("Authorization"))
-        if "/org/gated" in path:
-            return self._send(403, b"{}", X_Error_Code="GatedRepo", X_Error_Message="Access to model org/gated is restricted")
-        if "/org/broken" in path:
-            return self._send(500, b"boom")
-        if "/org/tiny" not in path:
-            return self._send(404, b"{}", X_Error_Code="RepoNotFound")
-        if "/revision/" in path and path.rsplit("/", 1)[1] not in ("main", "v1", SHA):
-            return self._send(404, b"{}", X_Error_Code="RevisionNotFound")
-        files = self.server.files
-        if path.startswith("/api/models/org/tiny") and "/tree/" in path:
-            entries = [{"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for n, c in files.items()]
-            return self._send(200, json.dumps(entries).encode(), Content_Type="application/json")
-        if path.startswith("/api/models/org/tiny"):
-            info = {"id": "org/tiny", "sha": SHA, "siblings": [{"rfilename": n, "size": len(c)} for n, c in files.items()]}
-            return self._send(200, json.dumps(info).encode(), Content_Type="application/json")
-        name = path.split(f"/resolve/{SHA}/")[-1]
-        if self.command == "GET":
-            self.server.fetched.append(name)
-        return self._send(200, files[name], ETag=f'"{hashlib.sha1(files[name]).hexdigest()}"', X_Repo_Commit=SHA)
-
-
 @pytest.fixture
-def tiny_hub(tiny_llama: Path) -> Iterator[Hub]:
+def tiny_hub(tiny_llama: Path) -> Iterator[DownloadHub]:
     files = {f.name: f.read_bytes() for f in tiny_llama.iterdir()}
-    server = Hub({**files, **dict.fromkeys(EXTRA_FILES, b"not wanted")})
+    server = DownloadHub({**files, **dict.fromkeys(EXTRA_FILES, b"not wanted")})
     yield server
     server.shutdown()
     server.server_close()
@@ -118,7 +54,7 @@ def _ask(name: str, home: Path, endpoint: str, **environment: str) -> list[str]:
     return result.stdout.splitlines()
 
 
-def test_a_download_takes_only_what_a_model_needs(tiny_hub: Hub, tmp_path: Path, tiny_llama: Path) -> None:
+def test_a_download_takes_only_what_a_model_needs(tiny_hub: DownloadHub, tmp_path: Path, tiny_llama: Path) -> None:
     *said, folder = _ask("org/tiny", tmp_path, tiny_hub.address)
     assert any("downloading org/tiny (" in line for line in said)
     assert {f.name for f in Path(folder).iterdir()} == {f.name for f in tiny_llama.iterdir()}
@@ -135,21 +71,21 @@ def test_a_download_takes_only_what_a_model_needs(tiny_hub: Hub, tmp_path: Path,
     assert (Path(folder) / "chat_template.jinja").is_file()
 
 
-def test_a_revision(tiny_hub: Hub, tmp_path: Path) -> None:
+def test_a_revision(tiny_hub: DownloadHub, tmp_path: Path) -> None:
     assert SHA in _ask("org/tiny@v1", tmp_path, tiny_hub.address)[-1]
     assert any(path.endswith("/revision/v1") for path in tiny_hub.asked)
     (refused,) = _ask("org/tiny@v9", tmp_path / "other", tiny_hub.address)
     assert refused.startswith("REFUSED MissingModelError the model org/tiny has no revision 'v9'")
 
 
-def test_no_safetensors(tiny_hub: Hub, tmp_path: Path) -> None:
+def test_no_safetensors(tiny_hub: DownloadHub, tmp_path: Path) -> None:
     del tiny_hub.files["model.safetensors"]
     (refused,) = _ask("org/tiny", tmp_path, tiny_hub.address)
     assert refused.startswith("REFUSED MissingModelError the model org/tiny has no safetensors weights")
     assert tiny_hub.fetched == [], "nothing is downloaded before it is refused"
 
 
-def test_gated_missing_and_broken(tiny_hub: Hub, tmp_path: Path) -> None:
+def test_gated_missing_and_broken(tiny_hub: DownloadHub, tmp_path: Path) -> None:
     secret = "hf_abcdefghijklmnop"
     (gated,) = _ask("org/gated", tmp_path, tiny_hub.address, HF_TOKEN=secret)
     assert "org/gated is gated: accept its licence" in gated

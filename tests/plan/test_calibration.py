@@ -56,3 +56,21 @@ def test_a_damaged_file_is_made_anew(measured: list[str], tmp_path: Path, text: 
     file.write_text(text, encoding="utf-8")
     assert calibration.rates().library_bytes == 2
     assert calibration.rates().library_bytes == 2
+
+
+def test_code_that_changed_is_measured_anew(measured: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A change of any file that a step of the reference training runs through, or that measures, gives other figures."""
+    room = Path(calibration.__file__).parents[1]
+    other = tmp_path / "tunery"
+    for name in calibration.MEASURED:
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        (other / name).write_bytes((room / name).read_bytes())
+    calibration.rates()
+    monkeypatch.setattr(calibration, "__file__", str(other / "plan" / "calibration.py"))
+    calibration.rates()
+    assert len(measured) == 1, "the same code elsewhere is the same"
+    for n, name in enumerate(calibration.MEASURED):
+        with (other / name).open("a", encoding="utf-8") as file:
+            file.write("# changed\n")
+        calibration.rates()
+        assert len(measured) == n + 2

@@ -83,7 +83,7 @@ def test_the_command_writes_a_page_and_changes_no_result(
         "Adapter",
         "Optimiser",
         "Activations kept",
-        "trial of the largest step",
+        "trial of the largest batch",
         "a test&#39;s machine",
     ):
         assert text in html

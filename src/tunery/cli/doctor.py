@@ -47,6 +47,14 @@ def _table(found: dict[str, Any]) -> Any:
         compiler["version"] or f"none (only torch.compile and DeepSpeed need one): {compiler['install']}",
         bool(compiler["path"]) or None,
     )
+    kernels = found["kernels"]
+    row(
+        "C kernels",
+        "yes (steps on the CPU are faster)"
+        if kernels["present"]
+        else "none (steps on the CPU are slower): install a C compiler such as gcc",
+        kernels["present"] or None,
+    )
     for name, extra in found["extras"].items():
         row(
             f"extra {name}",

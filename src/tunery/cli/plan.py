@@ -29,10 +29,11 @@ def plan(
     from tunery.launch.work import prepare_data
     from tunery.models.load import load_tokenizer
     from tunery.plan import calibration
+    from tunery.plan.absent import find_absent
     from tunery.plan.fit import fit as find_fit
     from tunery.plan.fit import size
     from tunery.plan.hardware import hardware
-    from tunery.plan.whole import Plan, make, stand_in, with_settings
+    from tunery.plan.whole import Plan, make, with_settings
     from tunery.progress import Lines
     from tunery.recipe import read
     from tunery.resolve import resolve, with_labels
@@ -41,12 +42,13 @@ def plan(
     progress = Lines()
     base = recipe.resolve().parent
     written = absolute(read(recipe, set_ or ()), base)
-    other = stand_in(written)
-    resolved = with_labels(resolve(other or written, progress, str(recipe)), base)
-    renderer = resolved.renderer(load_tokenizer(resolved.folder))
+    absent = find_absent(written, progress.say)
+    resolved = resolve(absent.recipe if absent else written, progress, str(recipe), folder=absent.folder if absent else None)
+    resolved = with_labels(resolved, base)
+    renderer = resolved.renderer(load_tokenizer(absent.tokenizer if absent else resolved.folder))
     prepared = prepare_data(resolved, renderer, base, progress)
     if limit is None:
-        made = make(written, resolved, prepared, device, processes, price, watts, again=calibrate)
+        made = make(resolved, prepared, absent, device, processes, price, watts, again=calibrate)
         if json:
             emit(made.as_json())
         else:
@@ -60,7 +62,7 @@ def plan(
         changed = with_settings(resolved, gradient_checkpointing=checkpointing, max_length=length)
         rows = prepared if length == resolved.recipe.train.max_length else prepare_data(changed, renderer, base, progress)
         changed = replace(changed, reasons=resolved.reasons)
-        return make(written, changed, rows, device, processes, price, watts, only=methods)
+        return make(changed, rows, absent, device, processes, price, watts, only=methods)
 
     assert resolved.recipe.train.max_length is not None
     found = find_fit(limit, resolved.recipe.method.name, resolved.recipe.train.max_length, planned)

@@ -39,10 +39,8 @@ def show(plan: Plan, out: Console) -> None:
         reasons.setdefault(reason, []).append(f"{method} × {stage}")
     for reason, which in reasons.items():
         out.print(f"not {', '.join(which)}: {reason}", style="yellow", soft_wrap=True)
-    if plan.tokenizer:
-        out.print(
-            f"The model is not on this machine: its shapes are known, and rows are as long as {plan.tokenizer}'s tokenizer makes them."
-        )
+    for sentence in plan.absent.sentences() if plan.absent else ():
+        out.print(sentence, soft_wrap=True)
     if not plan.measured:
         out.print("Rates are shares of the data sheet's, not measured: take times for what they are.")
     if plan.decided:

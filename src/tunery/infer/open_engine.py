@@ -87,13 +87,14 @@ def load_base(recipe: Recipe, folder: Path, dtype: str, device: str = "cpu") -> 
 
     A method that trains the base gets it in float32, whatever `dtype` is: rounded first, it would begin elsewhere.
     """
+    from tunery.kernels.fused import fuse
     from tunery.train import attention
 
     dtype = "float32" if methods.get(recipe.method.name).TRAINS_BASE else dtype
     task, options = tasks.of(recipe.task)
     if task.FORM in ("sequence", "token"):
-        return load_model(folder, dtype, device, head=Head(task.FORM, tuple(options.labels)), seed=recipe.train.seed)
-    return load_model(folder, dtype, device, attention=attention.register())
+        return fuse(load_model(folder, dtype, device, head=Head(task.FORM, tuple(options.labels)), seed=recipe.train.seed))
+    return fuse(load_model(folder, dtype, device, attention=attention.register()))
 
 
 def _quick_dtype() -> str:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tunery.kernels.library import usable
+from tunery.methods import _fused_low_rank
 from tunery.methods._frozen import FrozenProduct, frozen_weight
 
 
@@ -82,11 +84,16 @@ class LoraLinear(nn.Module):
         with torch.inference_mode(False), torch.no_grad():  # what is kept may later stand in a graph
             a, b = self.factors()
             b = b * self.scale
-            square = self.square + 2 * (frozen_weight(self.base, torch.float32).float() @ a.T * b).sum(1) + (b @ (a @ a.T) * b).sum(1)
+            square = self.square + 2 * (self._times(a) * b).sum(1) + (b @ (a @ a.T) * b).sum(1)
             norm = square.sqrt()
             norm = norm + (norm == 0)  # a row of zeros stays one
         self._norm = None if self.training else (key, norm)  # answers are written with weights that no longer change
         return norm
+
+    def _times(self, a: torch.Tensor) -> torch.Tensor:
+        """W aᵀ in float32, W read as it is stored."""
+        weight = frozen_weight(self.base, torch.float32)
+        return _fused_low_rank.thin_product(weight.data, a) if usable(weight.data) else weight.float() @ a.T
 
     def train(self, mode: bool = True) -> LoraLinear:
         self._norm = None
@@ -106,6 +113,8 @@ class LoraLinear(nn.Module):
             kept = F.dropout(x, self.dropout)
             change = (gain - 1) * FrozenProduct.apply(kept, self.base) + gain * F.linear(F.linear(kept.to(a.dtype), a), b)
             return self.base(x) + change.to(x.dtype)
+        if _fused_low_rank.able(x, self.base):
+            return _fused_low_rank.product(x, self.base, a, b.T, gain)
         return _ScaledLowRank.apply(x, self.base, a, b, gain)
 
 

@@ -14,6 +14,7 @@ import bitsandbytes
 import torch
 from torch import nn
 
+from tunery.kernels import nf4
 from tunery.methods._frozen import FrozenProduct
 
 
@@ -31,6 +32,9 @@ class Nf4Linear(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """(out, in): the dequantised weight."""
+        known = nf4.dense(self.weight.data, self.weight.quant_state, dtype)
+        if known is not None:
+            return known
         state = copy.copy(self.weight.quant_state)
         state.dtype = dtype
         weight: torch.Tensor = bitsandbytes.functional.dequantize_4bit(self.weight.data, state)

@@ -33,6 +33,11 @@ _SHAPES: dict[str, tuple[str, int, int, int, int, int, int, bool]] = {
 """(family, hidden, intermediate, layers, heads, key-value heads, vocabulary, tied embeddings)."""
 
 
+def is_known(name: str) -> bool:
+    """Whether the shapes of a model of this name are known here."""
+    return name.lower() in _SHAPES
+
+
 def known_config(name: str) -> Any:
     """The transformers config of a catalogue model. Raises InputError for one whose shapes are not known here."""
     from transformers import LlamaConfig, Phi3Config

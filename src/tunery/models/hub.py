@@ -33,16 +33,16 @@ def download(hub_id: str, revision: str | None = None, entry: Entry | None = Non
     A complete copy in the hub's own cache is used without asking the hub. Raises MissingModelError within 30 s when the
     hub cannot be reached or does not give the model out; a download that breaks off is continued by the next call.
     """
-    cached = _cached(hub_id, revision)
-    if cached is not None:
-        return cached
+    local = cached(hub_id, revision)
+    if local is not None:
+        return local
     from huggingface_hub import HfApi, snapshot_download
 
     try:
         info = within(ANSWER_SECONDS, lambda: HfApi().model_info(hub_id, revision=revision, files_metadata=True, timeout=10))
     except Exception as e:
-        raise MissingModelError(_why_not(e, hub_id, revision, entry)) from None
-    files = {f.rfilename: f.size or 0 for f in info.siblings or () if _wanted(f.rfilename)}
+        raise MissingModelError(why_not(e, hub_id, revision, entry)) from None
+    files = {f.rfilename: f.size or 0 for f in info.siblings or () if wanted(f.rfilename)}
     if not any(name.endswith(".safetensors") for name in files):
         raise MissingModelError(
             f"the model {hub_id} has no safetensors weights on the hub, and Tunery reads no others; choose another model"
@@ -89,7 +89,8 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
     raise failure[0] if failure else TimeoutError(f"no answer in {seconds:.0f} s")
 
 
-def _cached(hub_id: str, revision: str | None) -> Path | None:
+def cached(hub_id: str, revision: str | None) -> Path | None:
+    """The folder of a complete copy in the hub's own cache: config, all weights, tokenizer; else None. The hub is not asked."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -105,11 +106,13 @@ def _cached(hub_id: str, revision: str | None) -> Path | None:
     return folder if has_tokenizer else None
 
 
-def _wanted(name: str) -> bool:
+def wanted(name: str) -> bool:
+    """Whether a file of a repository belongs to what a model needs."""
     return any(fnmatch(name, p) for p in FETCHED) and not any(fnmatch(name, p) for p in LEFT)
 
 
-def _why_not(error: Exception, hub_id: str, revision: str | None, entry: Entry | None) -> str:
+def why_not(error: Exception, hub_id: str, revision: str | None, entry: Entry | None) -> str:
+    """In one sentence, why the hub did not give a model, and the mend."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     size = f" ({_gigabytes(entry.download_bytes)})" if entry else ""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tunery import methods, tasks
+from tunery.kernels.fused import fuse
 from tunery.plan._counting import count, height
 from tunery.plan.workload import Count
 from tunery.train import attention, forward, learners
@@ -69,7 +70,7 @@ def _parts(
     learner, method = learners.get(tasks.get("chat")), methods.get("lora")
 
     def build(config: Any) -> Any:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
+        model = fuse(AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME))
         model.requires_grad_(False)
         model = method.attach(model, method.Options(), 0).train()
         forward._compared.add(model)  # on shapes alone there are no logits to compare

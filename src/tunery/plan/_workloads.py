@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tunery.kernels.fused import fuse
 from tunery.methods import Method, _low_rank
 from tunery.models.heads import Head
 from tunery.models.load import automatic_class, quiet_transformers
@@ -18,6 +19,7 @@ from tunery.plan._counting import count, height, with_layers
 from tunery.plan.workload import Workload
 from tunery.tasks import Task
 from tunery.train import attention, forward, learners
+from tunery.train.learners import positions
 from tunery.train.steps import plan_steps
 
 SAMPLED = 24
@@ -58,9 +60,9 @@ def workload(job: Job, method: Method, options: Any) -> Workload:
     with torch.device("meta"):
         one, two = (build(with_layers(job.config, n)) for n in (1, 2))
     batches, sizes = _batches(learner, one, rows, steps, job.rows.lengths)
-    order = sorted(batches, key=_size)
+    order = sorted(batches, key=positions)
     chosen = [order[round(k * (len(order) - 1) / (POINTS - 1))] for k in range(POINTS)]
-    chosen = list({_size(b): b for b in chosen}.values())
+    chosen = list({positions(b): b for b in chosen}.values())
     counts = count(job.config, build, [partial(_loss, learner, b) for b in chosen])
     text = job.config.get_text_config()
     several = _several(learner, one, rows, steps, job.rows.lengths)
@@ -101,7 +103,7 @@ def workload(job: Job, method: Method, options: Any) -> Workload:
         mapped_bytes=mapped,
         copied_bytes=copied,
         largest_layer_bytes=layer * width,
-        counted=tuple(sorted(((_size(b), c) for b, c in zip(chosen, counts, strict=True)), key=lambda found: found[0])),
+        counted=tuple(sorted(((positions(b), c) for b, c in zip(chosen, counts, strict=True)), key=lambda found: found[0])),
         height=highest,
         several=several,
         batches=tuple(sorted(sizes.items())),
@@ -131,7 +133,7 @@ def _builder(job: Job, method: Method, options: Any) -> Callable[[Any], Any]:
             config.pad_token_id = 0
         config.get_text_config().use_cache = False
         with quiet_transformers():
-            model = automatic_class(head).from_config(config, dtype=job.dtype, attn_implementation=implementation)
+            model = fuse(automatic_class(head).from_config(config, dtype=job.dtype, attn_implementation=implementation))
         model.new_layers = ()
         model.requires_grad_(False)
         if getattr(method, "QUANTISES", False):  # on shapes alone nothing can be quantised; the products are LoRA's
@@ -166,15 +168,9 @@ def _batches(learner: Any, model: Any, rows: Any, steps: list[np.ndarray], lengt
     some = sorted({int(n) for n in np.linspace(0, len(steps) - 1, min(SAMPLED, len(steps)))})
     found = [b for n in some for b in learner.batches(model, [rows[int(i)] for i in steps[n]])]
     share = sum(int(lengths[s].sum()) for s in steps) / sum(int(lengths[steps[n]].sum()) for n in some)
-    sizes: Counter[int] = Counter(_size(b) for b in found)
+    sizes: Counter[int] = Counter(positions(b) for b in found)
     largest = steps[int(np.argmax([lengths[s].max() for s in steps]))]
     return found + list(learner.batches(model, [rows[int(i)] for i in largest])), {size: n * share for size, n in sizes.items()}
-
-
-def _size(batch: Any) -> int:
-    if hasattr(batch, "packs"):
-        return sum(len(p.tokens) for p in batch.packs)
-    return int(batch.ids.size) if hasattr(batch, "ids") else len(batch.tokens)
 
 
 def _several(learner: Any, model: Any, rows: Any, steps: list[np.ndarray], lengths: np.ndarray) -> bool:

@@ -1,6 +1,6 @@
 """What this machine reaches, measured once: matrix products thick and thin, attention forward and backward, plain moving of values.
 
-The figures are kept in the cache and measured again when the processor, the cores, the threads or torch change.
+The figures are kept in the cache and measured again when the processor, the cores, the threads, torch or the code that is measured change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,24 @@ from tunery.models.cache import cache_folder
 from tunery.plan.rates import Rates
 from tunery.run import write_text
 
-FORMAT = 2
+MEASURED = (
+    "plan/calibration.py",
+    "plan/_counting.py",
+    "plan/_reference.py",
+    "kernels/cpu.c",
+    "kernels/fused.py",
+    "kernels/library.py",
+    "train/_block_attention.py",
+    "train/_head_loss.py",
+    "train/attention.py",
+    "train/forward.py",
+    "train/next_token.py",
+    "train/packs.py",
+    "methods/_frozen.py",
+    "methods/_lora_linear.py",
+    "methods/_low_rank.py",
+)
+"""The code whose speed and memory the figures hold: what measures, and what a step of the reference training runs through."""
 BUDGET = 0.25
 """Seconds for each figure: the median of what fits in."""
 TOKENS = 512
@@ -32,11 +49,8 @@ TOKENS = 512
 
 def rates(again: bool = False) -> Rates:
     """Of this machine's CPU; from the cache, or measured now in under 20 seconds."""
-    import torch
-
-    threads = torch.get_num_threads()
-    known = [FORMAT, machine.cpu_name(), machine.cores(), threads, torch.__version__]
-    file = cache_folder() / "calibration" / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]}.json"
+    threads = _threads()
+    file = _file()
     if file.is_file() and not again:
         try:
             return Rates(**json.loads(file.read_text(encoding="utf-8")))
@@ -46,6 +60,30 @@ def rates(again: bool = False) -> Rates:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(asdict(found), indent=2) + "\n")
     return found
+
+
+def described() -> str:
+    """The rates of this machine in words."""
+    found, parts = rates(), []
+    for of in found.whole:
+        matrix, moved = found.rate["matrix"][of] / 1e9, found.rate["moved"][of] / 1e9
+        parts.append(f"{of}: {matrix:.0f} Gflop/s of matrix products, {moved:.1f} GB/s moved, a batch {found.whole[of]:.2f} of its parts")
+    libraries = f"libraries {found.library_bytes / 1e6:.0f} MB, allocator {found.allocator:.0%}"
+    return f"{found.name} ({_file().stem}): {'; '.join(parts)}; {libraries}"
+
+
+def _file() -> Path:
+    """Where the figures are kept, by everything that they depend on."""
+    import torch
+
+    known = [machine.cpu_name(), machine.cores(), _threads(), torch.__version__, _code()]
+    return cache_folder() / "calibration" / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]}.json"
+
+
+def _code() -> str:
+    """SHA-256 of the files that are measured."""
+    room = Path(__file__).parents[1]
+    return hashlib.sha256(b"\0".join((room / name).read_bytes() for name in MEASURED)).hexdigest()
 
 
 def _measure(name: str) -> Rates:

@@ -9,20 +9,16 @@ from typing import Any
 from tunery import combinations, machine, methods
 from tunery.data.prepare import Prepared
 from tunery.errors import InputError
-from tunery.models.configs import known_config
 from tunery.models.kind import model_kind
-from tunery.models.source import find
 from tunery.plan import calibration
+from tunery.plan.absent import Absent
 from tunery.plan.choice import Candidate, Choice, recommend
 from tunery.plan.hardware import Hardware
 from tunery.plan.memory import memory
 from tunery.plan.rates import Rates
 from tunery.plan.time import evaluate_seconds, train_seconds
-from tunery.recipe import Recipe
 from tunery.resolve import Resolved
 
-TOKENIZER = "smollm2-135m"
-"""Whose tokenizer measures the rows where the model itself is not on this machine."""
 _NEEDS_VALUES = ("meta", "quantiz", "quantis")
 """What torch's and PEFT's messages have in them where a method reads the values of weights, which shapes have not."""
 NEW_TOKENS = 16
@@ -46,9 +42,10 @@ class Plan:
     shared: bool
     steps: int
     tokens: int
-    tokenizer: str | None
     method: str
     decided: Mapping[str, str]
+    absent: Absent | None = None
+    """The model, where it is not on this machine."""
     price: float | None = None
     watts: float | None = None
 
@@ -72,7 +69,8 @@ class Plan:
             "available_bytes": self.available_bytes,
             "steps": self.steps,
             "tokens": self.tokens,
-            "tokenizer": self.tokenizer,
+            "tokenizer": self.absent.tokenizer_name if self.absent else None,
+            "hub": self.absent.as_json() if self.absent else None,
             "decided": dict(self.decided),
             "candidates": [
                 {
@@ -99,42 +97,10 @@ class Plan:
         }
 
 
-def stand_in(recipe: Recipe) -> Recipe | None:
-    """For a catalogue model that is not on this machine, the recipe with the model whose tokenizer measures the rows; else None."""
-    source = find(recipe.model)
-    if source.kind != "hub" or source.entry is None or _downloaded(recipe.model):
-        return None
-    known_config(recipe.model)
-    # Its context and its refusals are the stand-in's; a longer `max_length` than that would be refused for no reason.
-    return recipe.model_copy(update={"model": TOKENIZER})
-
-
-def _downloaded(name: str) -> bool:
-    from tunery.models.catalogue import CATALOGUE
-
-    entry = CATALOGUE.get(name.lower())
-    if entry is None or entry.hub_id is None:
-        return True
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(entry.hub_id, "config.json"), str)
-
-
-def config_of(recipe: Recipe, resolved: Resolved, absent: bool) -> Any:
-    """The model's transformers config: its folder's, or the known shapes of one that is not here."""
-    if absent:
-        config = known_config(recipe.model)
-        config._name_or_path = str(resolved.folder)  # methods that take positions ask there for the context, which is the stand-in's
-        return config
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(resolved.folder, trust_remote_code=False, local_files_only=True)
-
-
 def make(
-    written: Recipe,
     resolved: Resolved,
     prepared: Prepared,
+    absent: Absent | None = None,
     on: Hardware | None = None,
     processes: int | None = None,
     price: float | None = None,
@@ -142,18 +108,18 @@ def make(
     only: tuple[str, ...] | None = None,
     again: bool = False,
 ) -> Plan:
-    """The whole table. written: the recipe as the user named its model; resolved: it, or its stand-in. only: these methods."""
+    """The whole table. absent: the model, where it is not on this machine. only: these methods."""
     import torch
+    from transformers import AutoConfig
 
     from tunery.plan._workloads import Job, workload
 
-    absent = resolved.recipe.model == TOKENIZER != written.model.lower() and stand_in(written) is not None
     dtype, rates, available = _machine(resolved, on, again)
     tested = prepared.tested
     limit = resolved.recipe.evaluate.limit
     rows = min(len(tested), limit or len(tested)) if tested is not None else 0
     job = Job(
-        config=config_of(written, resolved, absent),
+        config=absent.config if absent else AutoConfig.from_pretrained(resolved.folder, trust_remote_code=False, local_files_only=True),
         dtype=getattr(torch, dtype),
         task=resolved.task,
         task_options=resolved.task_options,
@@ -165,7 +131,7 @@ def make(
         new_tokens=(resolved.recipe.evaluate.max_new_tokens or NEW_TOKENS) if resolved.task.ANSWERS else 0,
     )
     shared = on is None
-    kind = "decoder" if absent else model_kind(resolved.folder)
+    kind = absent.kind if absent else model_kind(resolved.folder)
     precision = {"bfloat16": "bf16", "float32": "fp32"}[dtype]
     candidates: list[Candidate] = []
     refused: list[tuple[str, str, str]] = []
@@ -207,18 +173,18 @@ def make(
         shared=shared,
         steps=steps,
         tokens=int(prepared.train.lengths.sum()),
-        tokenizer=TOKENIZER if absent else None,
+        absent=absent,
         method=resolved.recipe.method.name,
-        decided=_decided(written, resolved, precision, on),
+        decided=_decided(resolved, precision, on),
         price=price,
         watts=watts,
     )
 
 
-def _decided(written: Recipe, resolved: Resolved, precision: str, on: Hardware | None) -> dict[str, str]:
+def _decided(resolved: Resolved, precision: str, on: Hardware | None) -> dict[str, str]:
     """The reasons of the settings that the recipe leaves open, with the named hardware's own precision in place of this machine's."""
     found = {key: reason for key, reason in resolved.reasons.items() if not reason.endswith("as the recipe says")}
-    if on is not None and written.train.precision == "auto":
+    if on is not None and found.get("train.precision", "").startswith("auto"):
         found["train.precision"] = f"auto: {precision}, {on.name} {'has' if on.bfloat16 else 'has no'} bfloat16 units by its data sheet"
     return found
 

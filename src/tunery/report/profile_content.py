@@ -96,7 +96,7 @@ def stages(profile: Mapping[str, Any]) -> list[tuple[str, float, int | None, int
             continue
         own = training.get("processes", 1) == 1
         if trial:
-            found.append(("trial of the largest step", trial["seconds"], trial["end_bytes"], trial["peak_bytes"]))
+            found.append(("trial of the largest batch", trial["seconds"], trial["end_bytes"], trial["peak_bytes"]))
         found.append(("training steps", steps, *(row[1:] if own else (None, None))))
         profiling = training.get("profiling_seconds", 0.0)
         found.append(("the profiler's own work", profiling, None, None))

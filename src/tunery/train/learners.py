@@ -39,3 +39,10 @@ def get(task: Task, options: Any = None, share_prefixes: bool = True) -> Learner
     """The learner of a task. options: the task's own. share_prefixes: rows of a pack that begin alike are computed once up to there."""
     module = importlib.import_module(f"tunery.train.{_FILES[task.FORM]}")
     return cast(Learner, module.Learner(task, options, share_prefixes))
+
+
+def positions(batch: Any) -> int:
+    """How many tokens of a learner's batch are computed: what rows share counts once, padding counts."""
+    if hasattr(batch, "packs"):
+        return sum(len(p.tokens) for p in batch.packs)
+    return int(batch.ids.size) if hasattr(batch, "ids") else len(batch.tokens)

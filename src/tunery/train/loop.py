@@ -32,7 +32,7 @@ from tunery.train.objective import Objective
 from tunery.train.packs import TokenRow
 from tunery.train.schedule import learning_rate
 from tunery.train.steps import plan_steps
-from tunery.train.trial import trial
+from tunery.train.trial import Pace, trial
 from tunery.train.watch import Nobody, Watch
 
 if TYPE_CHECKING:
@@ -131,14 +131,20 @@ def train(
             extra.backward()
         return loss
 
+    def batches(chosen: np.ndarray) -> list[Any]:
+        begin_step(engine, learner, rows, chosen)
+        return [turn.batch for turn in turns(engine, learner, model, rows, chosen)]
+
     def save() -> None:
         checkpoint.save(run.checkpoints, state, engine, lambda folder: method.save(model, options, folder, base))
 
     if state.step == 0 and steps:
         with watch.trial():
-            planned = trial(steps, rows.lengths, gradient, engine, lambda: next(iter(learner.batches(model, [rows[0]]))))
+            held = trial(steps, rows.lengths, batches, lambda batch, last: engine.backward(engine.loss(batch, last)[0]), engine)
         if first:
-            run.write_json("plan.json", planned)
+            run.write_json("plan.json", {"peak_memory_bytes": held})
+    plan = (run.read_json("plan.json") or {}) if first else {}
+    pace = Pace([int(rows.lengths[s].sum()) for s in steps[state.step :]])
     validate_every = settings.validate_every or (math.ceil(len(steps) / max(1.0, settings.epochs)) if valid else 0)
     before, started = state.seconds, time.monotonic()
     saved, stopped = state.step, False
@@ -151,7 +157,7 @@ def train(
             for group, peak in zip(engine.groups, peak_rates, strict=True):
                 group["lr"] = rate * peak / settings.learning_rate
             chosen = steps[number - 1]
-            with watch.step(number, len(steps)):
+            with watch.step(number, len(steps)), pace.step():
                 loss = gradient(chosen)
                 norm = engine.step()
                 if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -160,6 +166,9 @@ def train(
                     after_step(model, options, number, len(steps))
                 engine.clear()
 
+            if first and "seconds" not in plan and (seconds := pace.known()) is not None:
+                plan = {**plan, "seconds": round(before + seconds, 1)}
+                run.write_json("plan.json", plan)
             state.step, state.final_loss = number, loss
             state.first_loss = loss if state.first_loss is None else state.first_loss
             state.rows += len(chosen)
@@ -226,9 +235,13 @@ def accumulate(model: PreTrainedModel, learner: Learner, rows: Sequence[TokenRow
 
 def gradient_of(engine: Engine, learner: Learner, model: PreTrainedModel, rows: Rows, chosen: np.ndarray) -> float:
     """Add the gradient of a whole step's mean loss, of which this process computes its part; the loss of the whole step."""
+    return _accumulate(engine, turns(engine, learner, model, rows, chosen), float(rows.supervised[chosen].sum()))
+
+
+def turns(engine: Engine, learner: Learner, model: PreTrainedModel, rows: Rows, chosen: np.ndarray) -> Iterator[parts.Turn]:
+    """This process's batches of a step, as many as every other process has."""
     own = [rows[i] for i in parts.part_of(chosen, rows.lengths, engine.rank, engine.world).tolist()]
-    batches = parts.batches(engine, learner, model, own, rows[int(chosen[0])])
-    return _accumulate(engine, batches, float(rows.supervised[chosen].sum()))
+    return parts.batches(engine, learner, model, own, rows[int(chosen[0])])
 
 
 def _accumulate(engine: Engine, batches: Iterator[parts.Turn], supervised: float) -> float:

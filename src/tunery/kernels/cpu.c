@@ -1,0 +1,297 @@
+// What surrounds the matrix products of a training step, each in one pass over memory, computed in float32 whatever is stored.
+//
+// Every function exists twice, for bfloat16 (`_bf16`) and float32 (`_f32`) values: this file includes itself, with T, LOAD and STORE set.
+// Matrices are row by row without gaps unless a stride (`ld...`, in values) says otherwise. `threads`: how many share the rows.
+#ifndef T
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LANES 16  // values of a vector: 64 bytes of float32, in as many registers as the processor needs for them
+#define ROWS 8    // rows whose sums stay in registers
+#define DOTS 4    // rows and columns of a thin product, whose every element is a sum of its own
+
+typedef float vec __attribute__((vector_size(64), aligned(4)));
+typedef uint32_t word __attribute__((vector_size(64)));
+typedef uint16_t half __attribute__((vector_size(32), aligned(2)));
+
+static inline float from_bf16(uint16_t v) {
+    uint32_t bits = (uint32_t)v << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+static inline uint16_t to_bf16(float f) {  // to the nearest, ties to even; a NaN stays one
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return f != f ? 0x7fc0 : (uint16_t)rounded;
+}
+
+static inline float exponential(float x) {  // Cody & Waite 1980: e^x = 2^n · e^r, |r| ≤ ln 2 / 2; off by at most 2 in the last place
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    float n = rintf(x * 1.44269504088896341f);
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    float y = p * r * r + r + 1.0f;
+    int32_t power = ((int32_t)n + 127) << 23;
+    float scale;
+    memcpy(&scale, &power, 4);
+    return y * scale;
+}
+
+static inline vec widen_bf16(const uint16_t *p) { return (vec)(__builtin_convertvector(*(const half *)p, word) << 16); }
+
+static inline void narrow_bf16(uint16_t *p, vec f) {
+    word bits = (word)f, number = (word)(f == f);
+    bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    *(half *)p = __builtin_convertvector((bits & number) | (0x7fc0u & ~number), half);
+}
+
+static inline vec widen_f32(const float *p) { return *(const vec *)p; }
+static inline void narrow_f32(float *p, vec f) { *(vec *)p = f; }
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#define NAME(name) JOIN(name, SUFFIX)
+
+#define T uint16_t
+#define SUFFIX bf16
+#define LOAD(v) from_bf16(v)
+#define STORE(f) to_bf16(f)
+#include "cpu.c"
+#undef T
+#undef SUFFIX
+#undef LOAD
+#undef STORE
+#define T float
+#define SUFFIX f32
+#define LOAD(v) (v)
+#define STORE(f) (f)
+#include "cpu.c"
+
+#else
+
+// y = x · r · w with r = 1 / √(mean(x²) + eps), row by row (Zhang & Sennrich 2019). x, y: (rows, width), w: (width), r: (rows).
+void NAME(rms_forward)(const T *x, const float *w, T *y, float *r, int64_t rows, int64_t width, float eps, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const T *xi = x + i * width;
+        T *yi = y + i * width;
+        float squares = 0;
+#pragma omp simd reduction(+ : squares)
+        for (int64_t j = 0; j < width; j++) squares += LOAD(xi[j]) * LOAD(xi[j]);
+        float k = 1.0f / sqrtf(squares / (float)width + eps);
+        r[i] = k;
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) yi[j] = STORE(LOAD(xi[j]) * k * w[j]);
+    }
+}
+
+// dx = r · (dy·w) - x · r³ / width · Σ(dy·w·x)
+void NAME(rms_backward)(const T *dy, const T *x, const float *w, const float *r, T *dx, int64_t rows, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const T *xi = x + i * width, *gi = dy + i * width;
+        T *di = dx + i * width;
+        float sum = 0, k = r[i];
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < width; j++) sum += LOAD(gi[j]) * w[j] * LOAD(xi[j]);
+        float c = sum * k * k * k / (float)width;
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) di[j] = STORE(LOAD(gi[j]) * w[j] * k - LOAD(xi[j]) * c);
+    }
+}
+
+// y = silu(gate) · up (Shazeer 2020, SwiGLU). gate, up: rows of stride ld; y: (rows, width).
+void NAME(swiglu_forward)(const T *gate, const T *up, T *y, int64_t rows, int64_t width, int64_t ld, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const T *gi = gate + i * ld, *ui = up + i * ld;
+        T *yi = y + i * width;
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) {
+            float g = LOAD(gi[j]);
+            yi[j] = STORE(g / (1.0f + exponential(-g)) * LOAD(ui[j]));
+        }
+    }
+}
+
+void NAME(swiglu_backward)(const T *dy, const T *gate, const T *up, T *dgate, T *dup, int64_t rows, int64_t width, int64_t ld, int64_t ldd,
+                           int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const T *gi = gate + i * ld, *ui = up + i * ld, *di = dy + i * width;
+        T *dgi = dgate + i * ldd, *dui = dup + i * ldd;
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) {
+            float g = LOAD(gi[j]), d = LOAD(di[j]), s = 1.0f / (1.0f + exponential(-g));
+            dui[j] = STORE(d * g * s);
+            dgi[j] = STORE(d * LOAD(ui[j]) * s * (1.0f + g * (1.0f - s)));
+        }
+    }
+}
+
+// Rotary positions (Su et al. 2021): y = x·cos + rotate_half(x)·sin. x: rows of stride ld with `heads` heads of d values each; cos, sin:
+// (rows, d); y: (rows, heads, d). With `back` the gradient: dx from dy.
+void NAME(rotary)(const T *x, const T *cosine, const T *sine, T *y, int64_t rows, int64_t heads, int64_t d, int64_t ld, int64_t back, int threads) {
+    int64_t half = d / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const T *c = cosine + i * d, *s = sine + i * d;
+        for (int64_t h = 0; h < heads; h++) {
+            const T *xi = x + i * ld + h * d;
+            T *yi = y + (i * heads + h) * d;
+            if (back) {
+#pragma omp simd
+                for (int64_t j = 0; j < half; j++) {
+                    float a = LOAD(xi[j]), b = LOAD(xi[j + half]);
+                    yi[j] = STORE(a * LOAD(c[j]) + b * LOAD(s[j + half]));
+                    yi[j + half] = STORE(b * LOAD(c[j + half]) - a * LOAD(s[j]));
+                }
+            } else {
+#pragma omp simd
+                for (int64_t j = 0; j < half; j++) {
+                    float a = LOAD(xi[j]), b = LOAD(xi[j + half]);
+                    yi[j] = STORE(a * LOAD(c[j]) - b * LOAD(s[j]));
+                    yi[j + half] = STORE(b * LOAD(c[j + half]) + a * LOAD(s[j + half]));
+                }
+            }
+        }
+    }
+}
+
+// `n` rows (at most ROWS) of 2 vectors: p = gain · (p + thin · m) + bias, and what is in brackets in `kept`.
+static inline __attribute__((always_inline)) void NAME(add_block)(T *p, const float *thin, const float *m, const float *gain, const float *bias,
+                                                                 T *kept, int n, int64_t width, int64_t rank) {
+    vec sum[ROWS][2];
+    for (int i = 0; i < n; i++)
+        for (int h = 0; h < 2; h++) sum[i][h] = NAME(widen)(p + i * width + h * LANES);
+    for (int64_t k = 0; k < rank; k++) {
+        vec m0 = *(const vec *)(m + k * width), m1 = *(const vec *)(m + k * width + LANES);
+        for (int i = 0; i < n; i++) {
+            float t = thin[i * rank + k];
+            sum[i][0] += t * m0;
+            sum[i][1] += t * m1;
+        }
+    }
+    for (int i = 0; i < n; i++)
+        for (int h = 0; h < 2; h++) {
+            vec s = sum[i][h];
+            if (kept) NAME(narrow)(kept + i * width + h * LANES, s);
+            if (gain) s *= *(const vec *)(gain + h * LANES);
+            if (bias) s += *(const vec *)(bias + h * LANES);
+            NAME(narrow)(p + i * width + h * LANES, s);
+        }
+}
+
+// p = gain · (p + thin · m) + bias, in place; kept = p + thin · m. p, kept: (rows, width), thin: (rows, rank), m: (rank, width); kept, gain
+// and bias may be null.
+void NAME(add_low_rank)(T *p, const float *thin, const float *m, const float *gain, const float *bias, T *kept, int64_t rows, int64_t width,
+                        int64_t rank, int threads) {
+    int64_t whole = width / (2 * LANES) * (2 * LANES);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i += ROWS) {
+        int n = rows - i < ROWS ? (int)(rows - i) : ROWS;
+        for (int64_t j = 0; j < whole; j += 2 * LANES) {
+            T *pi = p + i * width + j, *ki = kept ? kept + i * width + j : 0;
+            const float *gj = gain ? gain + j : 0, *bj = bias ? bias + j : 0;
+            if (n == ROWS)
+                NAME(add_block)(pi, thin + i * rank, m + j, gj, bj, ki, ROWS, width, rank);
+            else
+                NAME(add_block)(pi, thin + i * rank, m + j, gj, bj, ki, n, width, rank);
+        }
+        for (int64_t l = i; l < i + n; l++)
+            for (int64_t j = whole; j < width; j++) {
+                float s = LOAD(p[l * width + j]);
+                for (int64_t k = 0; k < rank; k++) s += thin[l * rank + k] * m[k * width + j];
+                if (kept) kept[l * width + j] = STORE(s);
+                p[l * width + j] = STORE((gain ? gain[j] : 1.0f) * s + (bias ? bias[j] : 0.0f));
+            }
+    }
+}
+
+// `n` rows and `c` columns (at most DOTS each) of thin = x · mᵀ.
+static inline __attribute__((always_inline)) void NAME(dots)(const T *x, const float *m, float *thin, int n, int c, int64_t width, int64_t rank) {
+    vec sum[DOTS][DOTS];
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < c; k++) sum[i][k] = (vec){0};
+    int64_t whole = width / LANES * LANES;
+    for (int64_t j = 0; j < whole; j += LANES) {
+        vec row[DOTS];
+        for (int i = 0; i < n; i++) row[i] = NAME(widen)(x + i * width + j);
+        for (int k = 0; k < c; k++) {
+            vec column = *(const vec *)(m + k * width + j);
+            for (int i = 0; i < n; i++) sum[i][k] += row[i] * column;
+        }
+    }
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < c; k++) {
+            float s = 0;
+            for (int l = 0; l < LANES; l++) s += sum[i][k][l];
+            for (int64_t j = whole; j < width; j++) s += LOAD(x[i * width + j]) * m[k * width + j];
+            thin[i * rank + k] = s;
+        }
+}
+
+// thin = x · mᵀ. x: (rows, width), m: (rank, width), thin: (rows, rank).
+void NAME(thin_product)(const T *x, const float *m, float *thin, int64_t rows, int64_t width, int64_t rank, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i += DOTS) {
+        int n = rows - i < DOTS ? (int)(rows - i) : DOTS;
+        for (int64_t k = 0; k < rank; k += DOTS) {
+            int c = rank - k < DOTS ? (int)(rank - k) : DOTS;
+            if (n == DOTS && c == DOTS)
+                NAME(dots)(x + i * width, m + k * width, thin + i * rank + k, DOTS, DOTS, width, rank);
+            else
+                NAME(dots)(x + i * width, m + k * width, thin + i * rank + k, n, c, width, rank);
+        }
+    }
+}
+
+// What DoRA's gain does on the way back: dsum = dy · gain, dgain += dy · sum, each thread into a copy of its own: (threads, width) of zeros.
+void NAME(gain_backward)(const T *dy, const T *sum, const float *gain, T *dsum, float *dgain, int64_t rows, int64_t width, int threads) {
+    int64_t share = (rows + threads - 1) / threads;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int n = 0; n < threads; n++) {
+        float *own = dgain + n * width;
+        int64_t to = (n + 1) * share < rows ? (n + 1) * share : rows;
+        for (int64_t i = n * share; i < to; i++)
+#pragma omp simd
+            for (int64_t j = 0; j < width; j++) {
+                float d = LOAD(dy[i * width + j]);
+                own[j] += d * LOAD(sum[i * width + j]);
+                dsum[i * width + j] = STORE(d * gain[j]);
+            }
+    }
+}
+
+// Four-bit NormalFloat values written out (Dettmers et al. 2023): each byte holds two, the first in its high half; 64 values share a scale.
+// code: the 16 values. scale: of each block; or null, and it is fine_code[fine[b]] · coarse[b / 256] + offset.
+void NAME(nf4)(const uint8_t *packed, const float *code, const float *scale, const uint8_t *fine, const float *fine_code, const float *coarse,
+               float offset, T *y, int64_t values, int threads) {
+    int64_t blocks = (values + 63) / 64;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t b = 0; b < blocks; b++) {
+        float size = scale ? scale[b] : fine_code[fine[b]] * coarse[b / 256] + offset;
+        T table[16];
+        for (int k = 0; k < 16; k++) table[k] = STORE(code[k] * size);
+        int64_t n = values - b * 64 < 64 ? values - b * 64 : 64;
+        const uint8_t *from = packed + b * 32;
+        T *to = y + b * 64;
+        for (int64_t k = 0; k < n / 2; k++) {
+            to[2 * k] = table[from[k] >> 4];
+            to[2 * k + 1] = table[from[k] & 15];
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,94 @@
+"""The compiled kernels, made by the machine's own C compiler at first use and kept in the cache."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunery.machine import cpu_name
+from tunery.models.cache import cache_folder
+
+SOURCE = Path(__file__).with_name("cpu.c")
+FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
+_SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
+_off: ContextVar[bool] = ContextVar("off", default=False)
+
+
+def compiler() -> str | None:
+    """The C compiler: $CC, or cc, gcc or clang."""
+    candidates = (os.environ.get("CC"), "cc", "gcc", "clang")
+    return next((path for name in candidates if name and (path := shutil.which(name))), None)
+
+
+@cache
+def library() -> Any:
+    """The loaded library, or None where it cannot be made."""
+    cc = compiler()
+    if cc is None or platform.system() == "Windows":
+        return None
+    version = subprocess.run([cc, "--version"], capture_output=True, text=True, check=False).stdout
+    known = "\n".join([version, cpu_name(), platform.machine(), *FLAGS, SOURCE.read_text(encoding="utf-8")])
+    file = cache_folder() / "kernels" / f"{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
+    if not file.is_file() and not _compile(cc, file):
+        return None
+    try:
+        return ctypes.CDLL(str(file))
+    except OSError:
+        return None
+
+
+def _compile(cc: str, file: Path) -> bool:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        made = Path(folder) / file.name
+        done = subprocess.run([cc, *FLAGS, "-o", str(made), str(SOURCE), "-lm"], capture_output=True, check=False)
+        if done.returncode:
+            return False
+        made.replace(file)
+    return True
+
+
+@contextmanager
+def without() -> Iterator[None]:
+    """In this block torch's own operations are used, to compare with."""
+    token = _off.set(True)
+    try:
+        yield
+    finally:
+        _off.reset(token)
+
+
+def usable(*tensors: torch.Tensor) -> bool:
+    """Whether the kernels take these: all on the CPU, all bfloat16 or all float32; shapes alone count as what they stand for."""
+    first = tensors[0]
+    alike = all(t.device == first.device and t.dtype == first.dtype for t in tensors)
+    if _off.get() or not alike or first.dtype not in _SUFFIX or torch.is_autocast_enabled("cpu"):
+        return False
+    if first.device.type == "meta":
+        return library() is not None
+    return first.device.type == "cpu" and all(type(t.data) is torch.Tensor for t in tensors) and library() is not None
+
+
+def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+    """Call a kernel: tensors as their addresses, None as null, ints as int64, floats as float; the threads go last."""
+    function = getattr(library(), f"{name}_{_SUFFIX[dtype]}")
+    function(*map(_plain, arguments), ctypes.c_int(torch.get_num_threads()))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_void_p(None)
