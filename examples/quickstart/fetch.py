@@ -21,7 +21,7 @@ MEMBER = "evals/registry/data/sarcasm/samples.jsonl"
 SHA256 = "4cb34ff4d2718da62368440ffe8dece7ece39a46b0fe4d172fdd8a76bc420f46"
 INSTRUCTION = "Is this headline sarcastic? Answer 1 for yes, 0 for no."
 FOLDER = Path(__file__).parent / "data"
-TRAIN_ROWS, TEST_ROWS = 4000, 400
+TRAIN_ROWS, TEST_ROWS = 6000, 400
 
 
 def headlines() -> list[tuple[str, str]]:

@@ -52,7 +52,6 @@ def examine() -> dict[str, Any]:
         "memory": {"total_bytes": total, "available_bytes": available},
         "gpus": machine.gpus() if torch_version else [],
         "compiler": compiler(),
-        "kernels": _kernels(),
         "torch": torch_version,
         "extras": {name: _extra(name, packages) for name, packages in EXTRAS.items()},
         "llama_cpp": _llama_cpp(),
@@ -60,6 +59,7 @@ def examine() -> dict[str, Any]:
         or (Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")) / "token").is_file(),
         "models": {name: _packaged_model(name) for name, entry in CATALOGUE.items() if entry.package},
         "cache": _cache(),
+        "kernels": _kernels(),
     }
 
 

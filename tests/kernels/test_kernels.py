@@ -122,3 +122,11 @@ def test_four_bits(double: bool, dtype: torch.dtype) -> None:
     assert found is not None
     with library.without():
         torch.testing.assert_close(found, layer.dense(dtype), atol=1e-7, rtol=1e-6)
+
+
+def test_rows_that_are_no_whole_blocks_are_left_to_bitsandbytes() -> None:
+    pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
+    from tunery.methods import _nf4
+
+    layer = _nf4.quantise(nn.Linear(160, 64, bias=False), double=True)
+    assert nf4.dense(layer.weight.data, layer.weight.quant_state, torch.float32) is None

@@ -14,7 +14,9 @@ BLOCK, COARSE = 64, 256
 
 def dense(packed: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tensor | None:
     """The weight in `dtype`, or None where the kernel does not take this: packed (N / 2, 1) uint8, state: bitsandbytes' `QuantState`."""
-    fits = state.quant_type == "nf4" and state.blocksize == BLOCK and state.code.dtype == torch.float32
+    # Of rows that are no whole blocks bitsandbytes makes something else on some processors, and everyone who loads the model gets that.
+    whole = state.shape[-1] % BLOCK == 0
+    fits = whole and state.quant_type == "nf4" and state.blocksize == BLOCK and state.code.dtype == torch.float32
     if not (fits and packed.device.type == "cpu" and usable(torch.empty(0, dtype=dtype))):
         return None
     weight = torch.empty(state.shape, dtype=dtype)
