@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import TokenRow
 
+from tunery.kernels import library
 from tunery.train import _block_attention
 from tunery.train.packs import pack
 
@@ -81,3 +82,15 @@ def test_what_is_hidden_is_skipped() -> None:
     (packed,) = pack(rows, 1000)
     blocks = _block_attention.cut(packed.mask(), 1, torch.float32, torch.device("cpu"))
     assert sum(g.keys.numel() * blocks.size for g in blocks.groups) < len(packed.tokens) ** 2 / 3
+
+
+def test_bfloat16_is_no_further_from_float32_than_torchs_own_kernel() -> None:
+    allowed = np.tri(300, dtype=bool)
+    allowed[150:, 20:150] = False
+    rounded = [t.detach().bfloat16() for t in tensors(300, 6, 2)]
+    exact, _ = both([t.float().requires_grad_() for t in rounded], allowed)
+    ours, _ = both([t.clone().requires_grad_() for t in rounded], allowed)
+    with library.without():
+        plain, _ = both([t.clone().requires_grad_() for t in rounded], allowed)
+    for a, b, true in zip(ours, plain, exact, strict=True):
+        assert (a.float() - true).norm() <= 1.2 * (b.float() - true).norm()

@@ -32,7 +32,8 @@ static inline uint16_t to_bf16(float f) {  // to the nearest, ties to even; a Na
 }
 
 static inline float exponential(float x) {  // Cody & Waite 1980: e^x = 2^n · e^r, |r| ≤ ln 2 / 2; off by at most 2 in the last place
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    int tiny = x < -87.0f;  // 0, as numbers below the least normal one take a hundred times as long
+    x = tiny ? -87.0f : x > 88.0f ? 88.0f : x;
     float n = rintf(x * 1.44269504088896341f);
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
@@ -45,7 +46,7 @@ static inline float exponential(float x) {  // Cody & Waite 1980: e^x = 2^n · e
     int32_t power = ((int32_t)n + 127) << 23;
     float scale;
     memcpy(&scale, &power, 4);
-    return y * scale;
+    return tiny ? 0.0f : y * scale;
 }
 
 static inline vec widen_bf16(const uint16_t *p) { return (vec)(__builtin_convertvector(*(const half *)p, word) << 16); }
@@ -253,6 +254,25 @@ void NAME(thin_product)(const T *x, const float *m, float *thin, int64_t rows, i
                 NAME(dots)(x + i * width, m + k * width, thin + i * rank + k, DOTS, DOTS, width, rank);
             else
                 NAME(dots)(x + i * width, m + k * width, thin + i * rank + k, n, c, width, rank);
+        }
+    }
+}
+
+// The middle of attention's backward pass (Dao et al. 2022, algorithm 4): p = exp(scale · scores + mask - logsumexp), ds = scale · p · (dp -
+// delta). scores, dp, p, ds: (blocks, heads, rows, keys); mask: (blocks, rows, keys); logsumexp, delta: (blocks, heads, rows).
+void NAME(attention_backward)(const float *scores, const float *dp, const T *mask, const float *logsumexp, const float *delta, T *p, T *ds,
+                              int64_t blocks, int64_t heads, int64_t rows, int64_t keys, float scale, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < blocks * heads * rows; r++) {
+        const float *s = scores + r * keys, *d = dp + r * keys;
+        const T *m = mask + (r / (heads * rows) * rows + r % rows) * keys;
+        T *pr = p + r * keys, *dsr = ds + r * keys;
+        float lse = logsumexp[r], de = delta[r];
+#pragma omp simd
+        for (int64_t j = 0; j < keys; j++) {
+            float e = exponential(s[j] * scale + LOAD(m[j]) - lse);
+            pr[j] = STORE(e);
+            dsr[j] = STORE(e * (d[j] - de) * scale);
         }
     }
 }

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tunery.kernels import library
+
 SIZES = (32, 64, 128, 256)
 """Queries of a block that are tried: smaller ones skip more and gather more."""
 GATHER = 48
@@ -134,13 +136,41 @@ class _Attention(torch.autograd.Function):
         for n, g in enumerate(ctx.blocks.groups):
             part, logsumexp = kept[2 * n : 2 * n + 2]
             of_group = _of(queries, g, key_heads), _gathered(keys, g, key_heads), _gathered(values, g, key_heads)
-            a, b, c = _backward(_of(douts, g, key_heads), *of_group, part, logsumexp, 0.0, False, attn_mask=g.mask, scale=ctx.scale)
+            dout = _of(douts, g, key_heads)
+            if q.dtype == torch.bfloat16 and q.device.type == "cpu" and library.usable(q):
+                a, b, c = _written_out(dout, *of_group, part, logsumexp, g.mask, ctx.scale)
+            else:
+                a, b, c = _backward(dout, *of_group, part, logsumexp, 0.0, False, attn_mask=g.mask, scale=ctx.scale)
             _put(dq, g, a)
             places = (g.keys[:, None] + torch.arange(0, key_heads * tokens, tokens, device=k.device)[:, None]).flatten()
             for total, more in ((dk, b), (dv, c)):  # a key that several blocks look at has the sum of what they say
                 total.index_add_(0, places, more.reshape(-1, more.shape[-1]).to(total.dtype))
         dq = dq.view(-1, *dq.shape[2:])[:tokens].transpose(0, 1)[None]
         return dq, dk.view(k.shape).to(k.dtype), dv.view(v.shape).to(v.dtype), None, None
+
+
+def _written_out(
+    dout: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    logsumexp: torch.Tensor,
+    mask: torch.Tensor,
+    scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of q, k and v as torch's kernel gives them in bfloat16, by matrix products: that kernel takes two to four times as long.
+
+    As there, what an exponential is taken of is float32, and shares are bfloat16 when they are multiplied.
+    """
+    n, heads, rows, d = q.shape
+    scores = q.float() @ k.float().transpose(-1, -2)
+    dp = dout.float() @ v.float().transpose(-1, -2)
+    delta = (dout.float() * out.float()).sum(-1)
+    shares, dscores = (torch.empty(scores.shape, dtype=q.dtype) for _ in range(2))
+    figures = (n, heads, rows, k.shape[2], float(scale or d**-0.5))
+    library.call("attention_backward", q.dtype, scores, dp, mask, logsumexp.contiguous(), delta, shares, dscores, *figures)
+    return dscores @ k, dscores.transpose(-1, -2) @ q, shares.transpose(-1, -2) @ dout
 
 
 def _cut(x: torch.Tensor, blocks: Blocks) -> torch.Tensor:
