@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tunery.kernels.library import usable
 from tunery.methods import _fused_low_rank
 from tunery.methods._frozen import FrozenProduct, frozen_weight
 
@@ -91,9 +90,9 @@ class LoraLinear(nn.Module):
         return norm
 
     def _times(self, a: torch.Tensor) -> torch.Tensor:
-        """W aᵀ in float32, W read as it is stored."""
+        """(out, rank) float32: W aᵀ, in the type that W has, as all products with W are; a quantised W is written out in float32."""
         weight = frozen_weight(self.base, torch.float32)
-        return _fused_low_rank.thin_product(weight.data, a) if usable(weight.data) else weight.float() @ a.T
+        return (weight @ a.T.to(weight.dtype)).float()
 
     def train(self, mode: bool = True) -> LoraLinear:
         self._norm = None
