@@ -86,6 +86,14 @@ def test_rotary() -> None:
             torch.testing.assert_close(a, b, atol=1e-5 if dtype == torch.float32 else 0.05, rtol=1e-5 if dtype == torch.float32 else 0.01)
 
 
+@pytest.mark.parametrize(("rows", "width", "rank"), [(39, 1536, 16), (8, 32, 1), (3, 70, 5)])
+def test_thin_product(rows: int, width: int, rank: int) -> None:
+    m = values(rank, width)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = values(rows, width).to(dtype)
+        torch.testing.assert_close(_fused_low_rank.thin_product(x, m), (x.double() @ m.T.double()).float(), atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("out", "width", "rank"), [(96, 64, 16), (70, 33, 5)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_dora_product(out: int, width: int, rank: int, bias: bool) -> None:

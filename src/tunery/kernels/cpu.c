@@ -11,6 +11,7 @@
 
 #define LANES 16  // values of a vector: 64 bytes of float32, in as many registers as the processor needs for them
 #define ROWS 8    // rows whose sums stay in registers
+#define DOTS 4    // rows and columns of a thin product, whose every element is a sum of its own
 
 typedef float vec __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t word __attribute__((vector_size(64)));
@@ -216,6 +217,44 @@ void NAME(add_low_rank)(T *p, const float *thin, const float *m, const float *ga
                 if (kept) kept[l * width + j] = STORE(s);
                 p[l * width + j] = STORE((gain ? gain[j] : 1.0f) * s + (bias ? bias[j] : 0.0f));
             }
+    }
+}
+
+// `n` rows and `c` columns (at most DOTS each) of thin = x · mᵀ.
+static inline __attribute__((always_inline)) void NAME(dots)(const T *x, const float *m, float *thin, int n, int c, int64_t width, int64_t rank) {
+    vec sum[DOTS][DOTS];
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < c; k++) sum[i][k] = (vec){0};
+    int64_t whole = width / LANES * LANES;
+    for (int64_t j = 0; j < whole; j += LANES) {
+        vec row[DOTS];
+        for (int i = 0; i < n; i++) row[i] = NAME(widen)(x + i * width + j);
+        for (int k = 0; k < c; k++) {
+            vec column = *(const vec *)(m + k * width + j);
+            for (int i = 0; i < n; i++) sum[i][k] += row[i] * column;
+        }
+    }
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < c; k++) {
+            float s = 0;
+            for (int l = 0; l < LANES; l++) s += sum[i][k][l];
+            for (int64_t j = whole; j < width; j++) s += LOAD(x[i * width + j]) * m[k * width + j];
+            thin[i * rank + k] = s;
+        }
+}
+
+// thin = x · mᵀ. x: (rows, width), m: (rank, width), thin: (rows, rank).
+void NAME(thin_product)(const T *x, const float *m, float *thin, int64_t rows, int64_t width, int64_t rank, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i += DOTS) {
+        int n = rows - i < DOTS ? (int)(rows - i) : DOTS;
+        for (int64_t k = 0; k < rank; k += DOTS) {
+            int c = rank - k < DOTS ? (int)(rank - k) : DOTS;
+            if (n == DOTS && c == DOTS)
+                NAME(dots)(x + i * width, m + k * width, thin + i * rank + k, DOTS, DOTS, width, rank);
+            else
+                NAME(dots)(x + i * width, m + k * width, thin + i * rank + k, n, c, width, rank);
+        }
     }
 }
 

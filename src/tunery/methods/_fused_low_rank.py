@@ -30,6 +30,15 @@ def product(x: torch.Tensor, base: nn.Module, a: torch.Tensor, m: torch.Tensor, 
     return y
 
 
+def thin_product(x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+    """x mᵀ in float32: x (rows, width), m (rank, width) float32 → (rows, rank)."""
+    if x.device.type == "meta":
+        return (x @ m.T.to(x.dtype)).float()
+    thin = torch.empty(len(x), len(m))
+    call("thin_product", x.dtype, x, m, thin, len(x), x.shape[1], len(m))
+    return thin
+
+
 def _add(p: torch.Tensor, thin: torch.Tensor, m: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """p becomes gain · (p + thin m) + bias; what is returned is p + thin m."""
     if p.device.type == "meta":

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tunery.kernels.library import usable
 from tunery.methods import _fused_low_rank
 from tunery.methods._frozen import FrozenProduct, frozen_weight
 
@@ -90,9 +91,9 @@ class LoraLinear(nn.Module):
         return norm
 
     def _times(self, a: torch.Tensor) -> torch.Tensor:
-        """(out, rank) float32: W aᵀ, in the type that W has, as all products with W are; a quantised W is written out in float32."""
+        """W aᵀ in float32, W read as it is stored."""
         weight = frozen_weight(self.base, torch.float32)
-        return (weight @ a.T.to(weight.dtype)).float()
+        return _fused_low_rank.thin_product(weight.data, a) if usable(weight.data) else weight.float() @ a.T
 
     def train(self, mode: bool = True) -> LoraLinear:
         self._norm = None
