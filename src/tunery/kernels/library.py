@@ -22,7 +22,9 @@ from tunery.machine import cpu_name
 from tunery.models.cache import cache_folder
 
 SOURCE = Path(__file__).with_name("cpu.c")
-FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
+FLAGS: tuple[str, ...] = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
+if platform.machine() in ("x86_64", "AMD64"):
+    FLAGS += ("-mprefer-vector-width=512",)  # without it gcc halves the vectors of processors that have AVX-512
 _SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
 _off: ContextVar[bool] = ContextVar("off", default=False)
 
