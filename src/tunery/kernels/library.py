@@ -44,11 +44,9 @@ def library() -> Any:
     version = subprocess.run([cc, "--version"], capture_output=True, text=True, check=False).stdout
     known = "\n".join([version, cpu_name(), platform.machine(), *FLAGS, SOURCE.read_text(encoding="utf-8")])
     file = cache_folder() / "kernels" / f"{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
-    if not file.is_file() and not _compile(cc, file):
-        return None
     try:
-        return ctypes.CDLL(str(file))
-    except OSError:
+        return ctypes.CDLL(str(file)) if file.is_file() or _compile(cc, file) else None
+    except OSError:  # the cache cannot be written, or the library not be loaded
         return None
 
 
