@@ -1,12 +1,11 @@
 """DoRA: PEFT's numbers without the dense product."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from against_peft import assert_same_losses, our_losses, ours, peft_losses
+from against_peft import Run, assert_same_runs, our_run, ours, peft_run
 
 from tunery.methods import dora, trainable
 from tunery.methods._lora_linear import LoraLinear
@@ -15,24 +14,17 @@ from tunery.models.load import load_model
 OPTIONS = dora.Options(rank=4, alpha=8)
 
 
-def by_peft(folder: Path, dtype: str = "float32") -> list[float]:
+def by_peft(folder: Path, dtype: str) -> Run:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules="all-linear", task_type="CAUSAL_LM")
     wrapped = get_peft_model(load_model(folder, dtype), config)  # type: ignore[arg-type]
-    return peft_losses(wrapped, ours(folder, dora, OPTIONS, dtype, stirred=True))
+    return peft_run(wrapped, ours(folder, dora, OPTIONS, dtype, stirred=True))
 
 
-def test_twenty_steps_equal_pefts_and_in_bf16_no_further_from_float32(tiny_llama: Path, tiny_phi3: Path, tiny_qwen: Path) -> None:
-    def runs() -> Iterator[tuple[list[float], ...]]:
-        for folder in (tiny_llama, tiny_phi3, tiny_qwen):
-            both = [
-                (our_losses(ours(folder, dora, OPTIONS, t, stirred=True), dora, OPTIONS), by_peft(folder, t))
-                for t in ("float32", "bfloat16")
-            ]
-            yield (*both[0], *both[1])
-
-    assert_same_losses(runs())  # type: ignore[arg-type]
+def test_twenty_steps_equal_pefts_and_in_bf16_no_further_from_float32(tiny_any: Path) -> None:
+    single, half = ((our_run(tiny_any, dora, OPTIONS, t), by_peft(tiny_any, t)) for t in ("float32", "bfloat16"))
+    assert_same_runs(*single, *half)
 
 
 def layer(dropout: float = 0.0, dtype: torch.dtype = torch.float32, bias: bool = True) -> LoraLinear:

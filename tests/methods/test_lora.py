@@ -1,12 +1,11 @@
 """LoRA: PEFT's numbers, its file, and its choice of layers."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from against_peft import assert_same_losses, our_losses, ours, peft_losses
+from against_peft import Run, assert_same_runs, our_losses, our_run, ours, peft_run
 
 from tunery.errors import InputError
 from tunery.methods import get, lora, trainable
@@ -16,31 +15,24 @@ from tunery.models.load import load_model
 OPTIONS = lora.Options(rank=4, alpha=8)
 
 
-def by_peft(folder: Path, options: lora.Options, dtype: str = "float32") -> list[float]:
+def by_peft(folder: Path, options: lora.Options, dtype: str = "float32") -> Run:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=4, lora_alpha=8, use_rslora=options.rslora, target_modules="all-linear", task_type="CAUSAL_LM")
     wrapped = get_peft_model(load_model(folder, dtype), config)  # type: ignore[arg-type]
-    return peft_losses(wrapped, ours(folder, lora, options, dtype, stirred=True))
+    return peft_run(wrapped, ours(folder, lora, options, dtype, stirred=True))
 
 
-def test_twenty_steps_equal_pefts_and_in_bf16_no_further_from_float32(tiny_llama: Path, tiny_phi3: Path, tiny_qwen: Path) -> None:
-    def runs() -> Iterator[tuple[list[float], ...]]:
-        for folder in (tiny_llama, tiny_phi3, tiny_qwen):
-            both = [
-                (our_losses(ours(folder, lora, OPTIONS, t, stirred=True), lora, OPTIONS), by_peft(folder, OPTIONS, t))
-                for t in ("float32", "bfloat16")
-            ]
-            yield (*both[0], *both[1])
-
-    assert_same_losses(runs())  # type: ignore[arg-type]
+def test_twenty_steps_equal_pefts_and_in_bf16_no_further_from_float32(tiny_any: Path) -> None:
+    single, half = ((our_run(tiny_any, lora, OPTIONS, t), by_peft(tiny_any, OPTIONS, t)) for t in ("float32", "bfloat16"))
+    assert_same_runs(*single, *half)
 
 
 def test_rslora_takes_pefts_twenty_steps(tiny_any: Path) -> None:
     options = OPTIONS.model_copy(update={"rslora": True})
     mine = our_losses(ours(tiny_any, lora, options, stirred=True), lora, options)
-    assert mine == pytest.approx(by_peft(tiny_any, options), abs=1e-5)
-    assert mine[-1] != pytest.approx(by_peft(tiny_any, OPTIONS)[-1], abs=1e-4)
+    assert mine == pytest.approx(by_peft(tiny_any, options).losses, abs=1e-5)
+    assert mine[-1] != pytest.approx(by_peft(tiny_any, OPTIONS).losses[-1], abs=1e-4)
 
 
 def trained_like(folder: Path, options: lora.Options) -> Any:

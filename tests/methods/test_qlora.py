@@ -1,13 +1,12 @@
 """QLoRA: PEFT's numbers on the base that transformers quantises."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from against_peft import assert_same_losses, our_losses, ours, peft_losses, quantised_by_transformers
+from against_peft import Run, assert_same_runs, our_run, ours, peft_run, quantised_by_transformers
 from exports import in_type
 
 from tunery.errors import InputError, MissingExtraError
@@ -20,30 +19,20 @@ PLAIN = qlora.Options(rank=4, alpha=8)
 IDS = torch.arange(3, 23)[None]
 
 
-def by_peft(folder: Path, options: qlora.Options, dtype: str = "float32") -> list[float]:
+def by_peft(folder: Path, options: qlora.Options, dtype: str) -> Run:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=4, lora_alpha=8, use_dora=options.dora, target_modules="all-linear", task_type="CAUSAL_LM")
-    return peft_losses(get_peft_model(quantised_by_transformers(folder, dtype), config), ours(folder, qlora, options, dtype, stirred=True))
+    return peft_run(get_peft_model(quantised_by_transformers(folder, dtype), config), ours(folder, qlora, options, dtype, stirred=True))
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_twenty_steps_equal_pefts_and_in_bf16_no_further_from_float32(
-    tiny_llama: Path, tiny_phi3: Path, tiny_qwen: Path, tmp_path: Path, dora: bool
-) -> None:
+def test_twenty_steps_equal_pefts_and_in_bf16_no_further_from_float32(tiny_any: Path, tmp_path: Path, dora: bool) -> None:
     options = PLAIN.model_copy(update={"dora": dora})
-
-    def runs() -> Iterator[tuple[list[float], ...]]:
-        for n, folder in enumerate((tiny_llama, tiny_phi3, tiny_qwen)):
-            # Stored in bfloat16, so that both precisions have the same four bits and the distance is that of computing alone.
-            base = in_type(folder, tmp_path / str(n), "bfloat16")
-            both = [
-                (our_losses(ours(base, qlora, options, t, stirred=True), qlora, options), by_peft(base, options, t))
-                for t in ("float32", "bfloat16")
-            ]
-            yield (*both[0], *both[1])
-
-    assert_same_losses(runs())  # type: ignore[arg-type]
+    # Stored in bfloat16, so that both precisions have the same four bits and the distance is that of computing alone.
+    base = in_type(tiny_any, tmp_path / "base", "bfloat16")
+    single, half = ((our_run(base, qlora, options, t), by_peft(base, options, t)) for t in ("float32", "bfloat16"))
+    assert_same_runs(*single, *half)
 
 
 @pytest.mark.parametrize("changes", [{}, {"dora": True}, {"targets": ("o_proj",)}, {"start": "loftq"}])
