@@ -86,12 +86,15 @@ def test_rotary() -> None:
             torch.testing.assert_close(a, b, atol=1e-5 if dtype == torch.float32 else 0.05, rtol=1e-5 if dtype == torch.float32 else 0.01)
 
 
-@pytest.mark.parametrize(("rows", "width", "rank"), [(39, 1536, 16), (8, 32, 1), (3, 70, 5)])
+@pytest.mark.parametrize(("rows", "width", "rank"), [(39, 1536, 16), (8, 32, 1), (3, 70, 5), (64, 32, 16), (150, 576, 40), (65, 96, 3), (70, 33, 4)])
 def test_thin_product(rows: int, width: int, rank: int) -> None:
+    """Also where the matrix unit makes it: 64 rows or more, whose width is a number of tiles; products by torch, which uses it too, between."""
     m = values(rank, width)
     for dtype in (torch.float32, torch.bfloat16):
         x = values(rows, width).to(dtype)
+        before = x @ x.T
         torch.testing.assert_close(_fused_low_rank.thin_product(x, m), (x.double() @ m.T.double()).float(), atol=1e-4, rtol=1e-5)
+        assert torch.equal(x @ x.T, before)
 
 
 @pytest.mark.parametrize(("out", "width", "rank"), [(96, 64, 16), (70, 33, 5)])

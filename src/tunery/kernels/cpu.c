@@ -8,6 +8,11 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AMX_BF16__
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #define LANES 16  // values of a vector: 64 bytes of float32, in as many registers as the processor needs for them
 #define ROWS 8    // rows whose sums stay in registers
@@ -63,6 +68,107 @@ static inline void narrow_f32(float *p, vec f) { *(vec *)p = f; }
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
 #define NAME(name) JOIN(name, SUFFIX)
+
+#ifdef __AMX_BF16__
+#define TILE 16           // rows of a tile of the matrix unit (Intel's architecture manual, volume 1, chapter 18), each 64 bytes
+#define PARTS 3           // numbers of bfloat16 whose sum is one of float32
+#define TILES (4 * TILE)  // rows of x whose sums stay in tiles
+
+typedef struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} tile_shapes;
+
+static int tiles_allowed(void) {  // Linux hands the tiles out to those who ask
+    static int known = -1;
+    if (known < 0) known = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
+    return known;
+}
+
+// One block of 32 values of row k of m, where tiles of 16 columns by 32 values want it: of each value the nearest bfloat16, then that of what
+// is left, and again.
+static inline void in_parts(const float *m, uint32_t *tiles, int64_t k) {
+    uint16_t part[PARTS][32];
+    for (int h = 0; h < 32; h += LANES) {
+        vec left = *(const vec *)(m + h);
+        for (int p = 0; p < PARTS; p++) {
+            narrow_bf16(part[p] + h, left);
+            left -= widen_bf16(part[p] + h);
+        }
+    }
+    for (int p = 0; p < PARTS; p++)
+        for (int r = 0; r < TILE; r++) memcpy(tiles + p * 256 + r * TILE + k % TILE, part[p] + 2 * r, 4);
+}
+
+// 64 rows and 16 columns of x · mᵀ by the matrix unit.
+static inline void tile_block(const uint16_t *x, const uint16_t *tiles, float *sums, int64_t width) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t j = 0; j < width; j += 32, tiles += PARTS * 512) {
+        _tile_loadd(5, tiles, 64);
+        _tile_loadd(6, tiles + 512, 64);
+        _tile_loadd(7, tiles + 1024, 64);
+#define TILE_ROWS(n)                                          \
+    _tile_loadd(4, x + n * TILE * width + j, width * 2);      \
+    _tile_dpbf16ps(n, 4, 7);                                  \
+    _tile_dpbf16ps(n, 4, 6);                                  \
+    _tile_dpbf16ps(n, 4, 5);
+        TILE_ROWS(0)
+        TILE_ROWS(1)
+        TILE_ROWS(2)
+        TILE_ROWS(3)
+    }
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + 256, 64);
+    _tile_stored(2, sums + 512, 64);
+    _tile_stored(3, sums + 768, 64);
+}
+
+// As thin_product, by the matrix unit. Returns whether it was done: not for few rows, nor where a row is no whole number of tiles.
+static int tile_product(const uint16_t *x, const float *m, float *thin, int64_t rows, int64_t width, int64_t rank, int threads) {
+    if (rows < TILES || width % 32 || !tiles_allowed()) return 0;
+    int64_t across = (rank + TILE - 1) / TILE, blocks = width / 32;
+    uint16_t *tiles = aligned_alloc(64, (size_t)(across * blocks * PARTS * 1024));
+    if (tiles == 0) return 0;
+    if (rank % TILE) memset(tiles + (across - 1) * blocks * PARTS * 512, 0, (size_t)(blocks * PARTS * 1024));
+    tile_shapes own = {.palette = 1};
+    for (int n = 0; n < 8; n++) own.bytes[n] = 64, own.rows[n] = TILE;
+#pragma omp parallel num_threads(threads)
+    {
+        tile_shapes found __attribute__((aligned(64)));
+        float sums[TILES * TILE] __attribute__((aligned(64)));
+        _tile_storeconfig(&found);
+        _tile_loadconfig(&own);
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < blocks; block++)
+            for (int64_t k = 0; k < rank; k++)
+                in_parts(m + k * width + block * 32, (uint32_t *)(tiles + (k / TILE * blocks + block) * PARTS * 512), k);
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < (rows + TILES - 1) / TILES; block++) {
+            int64_t i = (block + 1) * TILES > rows ? rows - TILES : block * TILES;  // the last rows once more, to the same sums
+            for (int64_t k = 0; k < rank; k += TILE) {
+                tile_block(x + i * width, tiles + k / TILE * blocks * PARTS * 512, sums, width);
+                int64_t n = rank - k < TILE ? rank - k : TILE;
+                for (int l = 0; l < TILES; l++) memcpy(thin + (i + l) * rank + k, sums + l * TILE, (size_t)n * 4);
+            }
+        }
+        if (found.palette)
+            _tile_loadconfig(&found);  // whoever had the tiles finds them as they were
+        else
+            _tile_release();
+    }
+    free(tiles);
+    return 1;
+}
+#define TILE_PRODUCT_bf16(...) tile_product(__VA_ARGS__)
+#else
+#define TILE_PRODUCT_bf16(...) 0
+#endif
+#define TILE_PRODUCT_f32(...) 0
+
 
 #define T uint16_t
 #define SUFFIX bf16
@@ -245,6 +351,7 @@ static inline __attribute__((always_inline)) void NAME(dots)(const T *x, const f
 
 // thin = x · mᵀ. x: (rows, width), m: (rank, width), thin: (rows, rank).
 void NAME(thin_product)(const T *x, const float *m, float *thin, int64_t rows, int64_t width, int64_t rank, int threads) {
+    if (JOIN(TILE_PRODUCT, SUFFIX)(x, m, thin, rows, width, rank, threads)) return;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i += DOTS) {
         int n = rows - i < DOTS ? (int)(rows - i) : DOTS;
