@@ -86,7 +86,9 @@ def test_rotary() -> None:
             torch.testing.assert_close(a, b, atol=1e-5 if dtype == torch.float32 else 0.05, rtol=1e-5 if dtype == torch.float32 else 0.01)
 
 
-@pytest.mark.parametrize(("rows", "width", "rank"), [(39, 1536, 16), (8, 32, 1), (3, 70, 5), (64, 32, 16), (150, 576, 40), (65, 96, 3), (70, 33, 4)])
+@pytest.mark.parametrize(
+    ("rows", "width", "rank"), [(39, 1536, 16), (8, 32, 1), (3, 70, 5), (64, 32, 16), (150, 576, 40), (65, 96, 3), (70, 33, 4)]
+)
 def test_thin_product(rows: int, width: int, rank: int) -> None:
     """Also where the matrix unit makes it: 64 rows or more, whose width is a number of tiles; products by torch, which uses it too, between."""
     m = values(rank, width)

@@ -19,7 +19,7 @@ PSI = 7_500_000_000
 RATES = Rates(
     "made up",
     {kind: {"float32": 100.0, "bfloat16": 200.0} for kind in ("matrix", "thin", "attention", "attention_backward", "moved")},
-    operation_seconds=0.5,
+    operation_seconds={"float32": 0.5, "bfloat16": 1.0},
     library_bytes=7,
     whole={"float32": 1.0, "bfloat16": 2.0},
     measured=False,

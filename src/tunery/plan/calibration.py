@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tunery import machine
 from tunery.models.cache import cache_folder
 from tunery.plan.rates import Rates
@@ -43,8 +45,10 @@ MEASURED = (
 """The code whose speed and memory the figures hold: what measures, and what a step of the reference training runs through."""
 BUDGET = 0.25
 """Seconds for each figure: the median of what fits in."""
-TOKENS = 512
-"""The length at which rates are measured: that of a full pack."""
+TOKENS, SHORT = 512, 128
+"""The length at which rates are measured, that of a full pack; and a second one, at which what an operation costs beside its work weighs more."""
+WHOLE_SECONDS = 2.5
+"""For the two reference batches in turn, in each type: on a shared machine a shorter look may meet a moment that is not like the rest."""
 
 
 def rates(again: bool = False) -> Rates:
@@ -67,7 +71,8 @@ def described() -> str:
     found, parts = rates(), []
     for of in found.whole:
         matrix, moved = found.rate["matrix"][of] / 1e9, found.rate["moved"][of] / 1e9
-        parts.append(f"{of}: {matrix:.0f} Gflop/s of matrix products, {moved:.1f} GB/s moved, a batch {found.whole[of]:.2f} of its parts")
+        whole = f"a batch {found.whole[of]:.2f} of its parts and {found.operation_seconds[of] * 1e6:.0f} us an operation"
+        parts.append(f"{of}: {matrix:.0f} Gflop/s of matrix products, {moved:.1f} GB/s moved, {whole}")
     libraries = f"libraries {found.library_bytes / 1e6:.0f} MB, allocator {found.allocator:.0%}"
     return f"{found.name} ({_file().stem}): {'; '.join(parts)}; {libraries}"
 
@@ -90,8 +95,6 @@ def _measure(name: str) -> Rates:
     import torch
 
     rate: dict[str, dict[str, float]] = {kind: {} for kind in ("matrix", "thin", "attention", "attention_backward", "moved")}
-    small = torch.randn(8)
-    operation = _median(lambda: [small.mul(2.0) for _ in range(1000)]) / 1000
     for dtype in (torch.bfloat16, torch.float32):
         of = str(dtype).removeprefix("torch.")
         # The shapes of small models, for which this is: one figure over all weighs each as training does.
@@ -103,8 +106,10 @@ def _measure(name: str) -> Rates:
         rate["moved"][of] = 3 * x.numel() * x.element_size() / _median(partial(torch.mul, x, y))
     faster = max(rate["matrix"], key=lambda of: rate["matrix"][of])
     libraries, allocator = _fresh_process(faster)
-    parts = Rates(name, rate, operation, libraries, {"bfloat16": 1.0, "float32": 1.0}, measured=True, allocator=allocator)
-    return replace(parts, whole={of: _whole(of, parts) for of in parts.whole})
+    nothing, one = dict.fromkeys(rate["matrix"], 0.0), dict.fromkeys(rate["matrix"], 1.0)
+    parts = Rates(name, rate, nothing, libraries, one, measured=True, allocator=allocator)
+    found = {of: _whole(of, parts) for of in parts.whole}
+    return replace(parts, whole={of: w for of, (w, _) in found.items()}, operation_seconds={of: c for of, (_, c) in found.items()})
 
 
 def _products(dtype: Any, shapes: list[tuple[int, int, int]]) -> float:
@@ -132,25 +137,37 @@ def _attention(dtype: Any) -> tuple[float, float]:
     return 4 * q.numel() * TOKENS / _median(forward), 10 * q.numel() * TOKENS / backward
 
 
-def _whole(of: str, parts: Rates) -> float:
-    """A real batch of a small LoRA training, against the sum of its parts."""
+def _whole(of: str, parts: Rates) -> tuple[float, float]:
+    """(whole, operation_seconds) of `Rates`, with which two real batches of a small LoRA training take what they do."""
     import torch
 
     from tunery.plan._reference import batch
 
-    compute, counted = batch(getattr(torch, of), TOKENS)
-    return _median(compute) / parts.seconds(counted.operations, of)
+    (long, counted), (short, fewer) = (batch(getattr(torch, of), n) for n in (TOKENS, SHORT))
+    seconds = _medians([long, short], WHOLE_SECONDS)
+    work = np.array([[parts.seconds(c.operations, of), sum(c.operations.values())] for c in (counted, fewer)])
+    whole, operation = np.linalg.solve(work, seconds)
+    if min(whole, operation) < 0:  # by chance of the moment, the second being small
+        return seconds[0] / work[0, 0], 0.0
+    return float(whole), float(operation)
+
+
+def _medians(works: list[Callable[[], Any]], seconds: float) -> list[float]:
+    """The median time of each, in turn for so many seconds in all."""
+    for work in works:
+        work()
+    times: list[list[float]] = [[] for _ in works]
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds or len(times[0]) < 3:
+        for work, own in zip(works, times, strict=True):
+            started = time.perf_counter()
+            work()
+            own.append(time.perf_counter() - started)
+    return [statistics.median(own) for own in times]
 
 
 def _median(work: Callable[[], Any]) -> float:
-    work()
-    times: list[float] = []
-    began = time.perf_counter()
-    while time.perf_counter() - began < BUDGET or len(times) < 3:
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return _medians([work], BUDGET)[0]
 
 
 def _fresh_process(dtype: str) -> tuple[int, float]:

@@ -46,7 +46,7 @@ class Hardware:
         shares = {"matrix": UTILISATION, "thin": THIN, "attention": ATTENTION, "attention_backward": ATTENTION_BACKWARD}
         rate = {kind: {of: p * share for of, p in peak.items()} for kind, share in shares.items()}
         rate["moved"] = dict.fromkeys(peak, self.bandwidth * MOVING)
-        return Rates(self.name, rate, LAUNCH, CONTEXT_BYTES, dict.fromkeys(peak, 1.0), measured=False)
+        return Rates(self.name, rate, dict.fromkeys(peak, LAUNCH), CONTEXT_BYTES, dict.fromkeys(peak, 1.0), measured=False)
 
 
 _GB, _T, _G = 10**9, 1e12, 1e9

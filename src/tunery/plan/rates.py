@@ -14,13 +14,14 @@ class Rates:
     """Rates a second, each by the type of the values (`bfloat16`, `float32`).
 
     matrix, thin, attention, attention_backward: floating point operations. moved: bytes read and written by an operation that makes a new
-    tensor. operation_seconds: what an operation costs beside its work. library_bytes: a process that has loaded everything but a model.
-    whole: what a whole training batch takes over the sum of its operations (caches shared, memory handed out anew, Python).
+    tensor. library_bytes: a process that has loaded everything but a model. By the type of the activations, of a whole training batch:
+    whole, what its operations' work takes over the sum of what each takes alone (caches shared, memory handed out anew);
+    operation_seconds, what an operation costs beside its work (Python, autograd, threads that meet).
     """
 
     name: str
     rate: Mapping[str, Mapping[str, float]]
-    operation_seconds: float
+    operation_seconds: Mapping[str, float]
     library_bytes: int
     whole: Mapping[str, float]
     measured: bool
@@ -33,8 +34,8 @@ class Rates:
         for (kind, of, flops, size), n in operations.items():
             of = of if of in self.whole else "float32"
             moving = size / self.rate["moved"][of]
-            total += n * (self.operation_seconds + (moving if kind == "other" else flops / self.rate[kind][of]))
-        return total * self.whole[dtype]
+            total += n * (moving if kind == "other" else flops / self.rate[kind][of])
+        return total * self.whole[dtype] + sum(operations.values()) * self.operation_seconds[dtype]
 
     def moving(self, size: float, dtype: str = "float32") -> float:
         """Time to read and write that many bytes."""
