@@ -9,8 +9,16 @@ from tunery import machine
 from tunery.plan import calibration
 from tunery.plan.rates import Rates
 
-KINDS = ("matrix", "thin", "attention", "attention_backward", "moved")
-RATES = Rates("m", {k: {"float32": 1.0, "bfloat16": 2.0} for k in KINDS}, {"float32": 0.1, "bfloat16": 0.1}, 5, {"float32": 1.0, "bfloat16": 1.0}, True, 0.3)
+KINDS = ("matrix", "thin", "attention", "attention_backward", "moved", "streamed", "dequantised")
+RATES = Rates(
+    "m",
+    {k: {"float32": 1.0, "bfloat16": 2.0} for k in KINDS},
+    {"float32": 0.1, "bfloat16": 0.1},
+    5,
+    {"float32": 1.0, "bfloat16": 1.0},
+    True,
+    0.3,
+)
 
 
 @pytest.fixture

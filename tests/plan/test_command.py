@@ -19,7 +19,10 @@ Command = Callable[..., tuple[int, str, str]]
 
 RATES = Rates(
     "a made-up machine",
-    {kind: {"float32": 1e11, "bfloat16": 1e12} for kind in ("matrix", "thin", "attention", "attention_backward", "moved")},
+    {
+        kind: {"float32": 1e11, "bfloat16": 1e12}
+        for kind in ("matrix", "thin", "attention", "attention_backward", "moved", "streamed", "dequantised")
+    },
     {"float32": 2e-6, "bfloat16": 2e-6},
     500_000_000,
     {"float32": 1.0, "bfloat16": 1.0},

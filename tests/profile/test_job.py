@@ -22,7 +22,10 @@ from tunery.run import Run
 
 RATES = Rates(
     "a test's machine",
-    {kind: {"bfloat16": 1e11, "float32": 5e10} for kind in ("matrix", "thin", "attention", "attention_backward", "moved")},
+    {
+        kind: {"bfloat16": 1e11, "float32": 5e10}
+        for kind in ("matrix", "thin", "attention", "attention_backward", "moved", "streamed", "dequantised")
+    },
     {"bfloat16": 1e-6, "float32": 1e-6},
     100 << 20,
     {"bfloat16": 1.0, "float32": 1.0},

@@ -180,6 +180,7 @@ static int tile_product(const uint16_t *x, const float *m, float *thin, int64_t 
 #undef LOAD
 #undef STORE
 #define T float
+#define ONCE
 #define SUFFIX f32
 #define LOAD(v) (v)
 #define STORE(f) (f)
@@ -400,6 +401,29 @@ void NAME(gain_backward)(const T *dy, const T *sum, const float *gain, T *dsum, 
             }
     }
 }
+
+#ifdef ONCE
+// Lengths of the rows of W + scale · BA (Liu et al. 2024, section 4.3): square: ‖W‖² of each, wa: W Aᵀ (rows, rank), gram: A Aᵀ (rank, rank),
+// b: (rows, rank). A length of 0 becomes 1.
+void dora_norm_f32(const float *square, const float *wa, const float *gram, const float *b, float scale, float *norm, int64_t rows, int64_t rank,
+                   int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const float *bi = b + i * rank, *wi = wa + i * rank;
+        float cross = 0, own = 0;
+        for (int64_t k = 0; k < rank; k++) {
+            const float *row = gram + k * rank;
+            float sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t l = 0; l < rank; l++) sum += row[l] * bi[l];
+            cross += wi[k] * bi[k];
+            own += sum * bi[k];
+        }
+        float length = sqrtf(square[i] + 2 * scale * cross + scale * scale * own);
+        norm[i] = length == 0 ? 1.0f : length;
+    }
+}
+#endif
 
 // Four-bit NormalFloat values written out (Dettmers et al. 2023): each byte holds two, the first in its high half; 64 values share a scale.
 // code: the 16 values. scale: of each block; or null, and it is fine_code[fine[b]] · coarse[b / 256] + offset.

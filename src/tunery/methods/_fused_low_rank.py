@@ -39,6 +39,16 @@ def thin_product(x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
     return thin
 
 
+def norm(square: torch.Tensor, wa: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
+    """(out,): the lengths of the rows of W + scale · BA. square: (out,) ‖W‖², wa: (out, rank) W Aᵀ, a: (rank, in), b: (out, rank), all float32."""
+    gram = a @ a.T
+    if square.device.type == "meta":
+        return square.sqrt()
+    found = torch.empty_like(square)
+    call("dora_norm", torch.float32, square, wa, gram, b.contiguous(), float(scale), found, len(square), len(a))
+    return found
+
+
 def _add(p: torch.Tensor, thin: torch.Tensor, m: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """p becomes gain · (p + thin m) + bias; what is returned is p + thin m."""
     if p.device.type == "meta":

@@ -83,17 +83,16 @@ class LoraLinear(nn.Module):
             return self._norm[1]
         with torch.inference_mode(False), torch.no_grad():  # what is kept may later stand in a graph
             a, b = self.factors()
-            b = b * self.scale
-            square = self.square + 2 * (self._times(a) * b).sum(1) + (b @ (a @ a.T) * b).sum(1)
-            norm = square.sqrt()
-            norm = norm + (norm == 0)  # a row of zeros stays one
+            weight = frozen_weight(self.base, torch.float32)
+            if usable(weight.data) and usable(a, b, self.square):
+                norm = _fused_low_rank.norm(self.square, _fused_low_rank.thin_product(weight.data, a), a, b, self.scale)
+            else:
+                b = b * self.scale
+                square = self.square + 2 * (weight.float() @ a.T * b).sum(1) + (b @ (a @ a.T) * b).sum(1)
+                norm = square.sqrt()
+                norm = norm + (norm == 0)  # a row of zeros stays one
         self._norm = None if self.training else (key, norm)  # answers are written with weights that no longer change
         return norm
-
-    def _times(self, a: torch.Tensor) -> torch.Tensor:
-        """W aᵀ in float32, W read as it is stored."""
-        weight = frozen_weight(self.base, torch.float32)
-        return _fused_low_rank.thin_product(weight.data, a) if usable(weight.data) else weight.float() @ a.T
 
     def train(self, mode: bool = True) -> LoraLinear:
         self._norm = None

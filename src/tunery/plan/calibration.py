@@ -23,6 +23,7 @@ import numpy as np
 from tunery import machine
 from tunery.models.cache import cache_folder
 from tunery.plan.rates import Rates
+from tunery.plan.time import OPTIMISER_BYTES
 from tunery.run import write_text
 
 MEASURED = (
@@ -43,6 +44,7 @@ MEASURED = (
     "methods/_low_rank.py",
 )
 """The code whose speed and memory the figures hold: what measures, and what a step of the reference training runs through."""
+KINDS = ("matrix", "thin", "attention", "attention_backward", "moved", "streamed", "dequantised")
 BUDGET = 0.25
 """Seconds for each figure: the median of what fits in."""
 TOKENS, SHORT = 512, 128
@@ -94,7 +96,7 @@ def _code() -> str:
 def _measure(name: str) -> Rates:
     import torch
 
-    rate: dict[str, dict[str, float]] = {kind: {} for kind in ("matrix", "thin", "attention", "attention_backward", "moved")}
+    rate: dict[str, dict[str, float]] = {kind: {} for kind in KINDS}
     for dtype in (torch.bfloat16, torch.float32):
         of = str(dtype).removeprefix("torch.")
         # The shapes of small models, for which this is: one figure over all weighs each as training does.
@@ -104,6 +106,8 @@ def _measure(name: str) -> Rates:
         # New outputs, as training has them: memory handed out anew costs more than the values written to it.
         x, y = torch.randn(TOKENS, 1536).to(dtype), torch.randn(TOKENS, 1536).to(dtype)
         rate["moved"][of] = 3 * x.numel() * x.element_size() / _median(partial(torch.mul, x, y))
+        rate["dequantised"][of] = _dequantised(dtype) or rate["moved"][of]
+    rate["streamed"] = dict.fromkeys(rate["moved"], _streamed())
     faster = max(rate["matrix"], key=lambda of: rate["matrix"][of])
     libraries, allocator = _fresh_process(faster)
     nothing, one = dict.fromkeys(rate["matrix"], 0.0), dict.fromkeys(rate["matrix"], 1.0)
@@ -119,6 +123,27 @@ def _products(dtype: Any, shapes: list[tuple[int, int, int]]) -> float:
     pairs = [(torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)) for m, k, n in shapes]
     with torch.no_grad():
         return sum(2 * m * k * n for m, k, n in shapes) / _median(lambda: [F.linear(x, w) for x, w in pairs])
+
+
+def _streamed() -> float:
+    """Of AdamW over more numbers than caches hold, as in full tuning."""
+    import torch
+
+    weight = torch.nn.Parameter(torch.zeros(1 << 24))
+    weight.grad = torch.ones_like(weight)
+    return OPTIMISER_BYTES * weight.numel() / _median(torch.optim.AdamW([weight], fused=True).step)
+
+
+def _dequantised(dtype: Any) -> float | None:
+    """None where bitsandbytes is not installed."""
+    import torch
+
+    try:
+        from tunery.methods import _nf4
+    except ImportError:
+        return None
+    layer = _nf4.quantise(torch.nn.Linear(576, 1536, bias=False), double=True)
+    return (0.5 + dtype.itemsize) * 576 * 1536 / _median(partial(layer.dense, dtype))
 
 
 def _attention(dtype: Any) -> tuple[float, float]:

@@ -14,7 +14,8 @@ class Rates:
     """Rates a second, each by the type of the values (`bfloat16`, `float32`).
 
     matrix, thin, attention, attention_backward: floating point operations. moved: bytes read and written by an operation that makes a new
-    tensor. library_bytes: a process that has loaded everything but a model. By the type of the activations, of a whole training batch:
+    tensor. streamed: the same of what no cache holds, as AdamW's step over many weights. dequantised: bytes read and written where four-bit
+    weights are written out. library_bytes: a process that has loaded everything but a model. By the type of the activations, of a whole training batch:
     whole, what its operations' work takes over the sum of what each takes alone (caches shared, memory handed out anew);
     operation_seconds, what an operation costs beside its work (Python, autograd, threads that meet).
     """
@@ -37,6 +38,6 @@ class Rates:
             total += n * (moving if kind == "other" else flops / self.rate[kind][of])
         return total * self.whole[dtype] + sum(operations.values()) * self.operation_seconds[dtype]
 
-    def moving(self, size: float, dtype: str = "float32") -> float:
-        """Time to read and write that many bytes."""
-        return size / self.rate["moved"][dtype]
+    def moving(self, size: float, dtype: str = "float32", how: str = "moved") -> float:
+        """Time to read and write that many bytes; how: `moved`, `streamed` or `dequantised`."""
+        return size / self.rate[how][dtype]

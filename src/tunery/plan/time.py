@@ -7,8 +7,9 @@ import numpy as np
 from tunery.plan.rates import Rates
 from tunery.plan.workload import Workload
 
-OPTIMISER_BYTES = 28
-"""AdamW reads weight, gradient and two moments and writes three of them, in float32."""
+OPTIMISER_BYTES, CLIP_BYTES = 28, 12
+"""Of a learned number, in float32: AdamW reads weight, gradient and two moments and writes three of them; clipping reads every gradient for
+its norm, then reads and writes it."""
 GENERATED_TOGETHER = 16
 """Rows whose answers are generated in one batch; the weights are read once for all."""
 VOLUME = {"none": 0, "ddp": 2, "zero1": 2, "zero2": 2, "zero3": 3, "fsdp": 3}
@@ -18,9 +19,12 @@ VOLUME = {"none": 0, "ddp": 2, "zero1": 2, "zero2": 2, "zero3": 3, "fsdp": 3}
 def train_seconds(work: Workload, rates: Rates, dtype: str, sharding: str = "none", processes: int = 1, link: float | None = None) -> float:
     """All steps. link: bytes a second between processes that have a device each; None: they share one, which takes as long for all."""
     sizes = [size for size, _ in work.counted]
-    costs = [rates.seconds(c.operations, dtype) + rates.moving(work.recast_bytes, dtype) for _, c in work.counted]
+    costs = [
+        rates.seconds(c.operations, dtype) + rates.moving(work.recast_bytes, dtype, "dequantised" if work.quantised else "streamed")
+        for _, c in work.counted
+    ]
     seconds = sum(n * float(np.interp(size, sizes, costs)) for size, n in work.batches)
-    step = work.learned_parameters * OPTIMISER_BYTES / rates.rate["moved"]["float32"]
+    step = rates.moving(work.learned_parameters * (OPTIMISER_BYTES + CLIP_BYTES), how="streamed")
     if link is None or processes == 1:
         return seconds + work.steps * step
     gathers = sharding in ("zero3", "fsdp")

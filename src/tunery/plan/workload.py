@@ -85,3 +85,5 @@ class Workload:
     new_tokens: int
     """Tokens that evaluation generates for a row; 0 where it only scores."""
     checkpointing: bool = False
+    quantised: bool = False
+    """Whether the base's weights are four bits wide, and written out for every product."""
