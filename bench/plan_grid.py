@@ -31,7 +31,7 @@ ROWS = (2, 8)
 MODELS = {"30m": (320, 864, 8, 5, 5), "135m": (576, 1536, 30, 9, 3), "360m": (960, 2560, 32, 15, 5)}
 STEPS = 16
 """The rows are for so many steps, and at most so many are taken."""
-SECONDS = 10.0
+SECONDS = 6.0
 """Steps are taken for about this long, as planned, but at least three."""
 RESULTS, PAGE = ROOT / "bench" / "results" / "plan-grid.json", ROOT / "docs" / "plan-grid.md"
 

@@ -4,6 +4,7 @@ of a container (control groups, CPU affinity) count, not the host's size.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import platform
@@ -107,6 +108,17 @@ def gpus() -> list[dict[str, Any]]:
             bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         found.append({"name": properties.name, "memory_bytes": properties.total_memory, "bf16": bf16})
     return found
+
+
+def keep_freed_memory() -> None:
+    """Have what is freed stay this process's, where its allocator is glibc's, which hands large blocks back and takes them anew.
+
+    Gradients as large as the model are made anew at every step, and the system clears each page of them first: a sixth of a step (docs/log.md).
+    """
+    allocator = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+    if allocator is not None:
+        allocator.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        allocator.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
 
 
 def peak_memory(status: Path = Path("/proc/self/status")) -> int:

@@ -30,6 +30,7 @@ from tunery.run import Run
 from tunery.sharding._engine import Engine
 from tunery.tasks.preference import Options
 from tunery.train import attention, learners, loop, preference_pairs, reference
+from tunery.train.forward import FILLED
 
 SUBJECTS = ("the cat", "a river", "my friend", "the teacher", "our garden", "the train")
 ENDS = (" likes a long book", " reads cold water and the news", " finds two numbers", " sees an old song of a green tree", " learns")
@@ -304,10 +305,11 @@ def test_both_sides_of_a_pair_are_in_one_batch_and_share_their_prompt(data: Data
     (packed,) = batch.packs
     sides = [side.tokens for pair in batch.pairs for side in pair.sides]
     needed = {tuple(s[:k].tolist()) for s in sides for k in range(1, len(s))}  # the nodes of the prefix tree, last tokens left out
-    assert len(packed.tokens) == len(needed) < packed.real_tokens
+    assert 0 <= len(packed.tokens) - len(needed) < FILLED
+    assert len(packed.tokens) < packed.real_tokens
     alone = learner_of(Options(), share=False)
     (apart,) = (p for b in alone.batches(policy, [known[n] for n in range(6)]) for p in b.packs)
-    assert len(apart.tokens) == sum(len(s) - 1 for s in sides)
+    assert 0 <= len(apart.tokens) - sum(len(s) - 1 for s in sides) < FILLED
 
 
 def test_kto_is_measured_on_answers_to_other_prompts(data: Data) -> None:

@@ -73,3 +73,15 @@ def test_equal_rows_share_everything_and_count_twice() -> None:
     (packed,) = pack([row, row], 1000)
     assert len(packed.tokens) == len(row.tokens) - 1
     assert packed.weights.sum() == 2 * row.weights.sum()
+
+
+@given(token_rows, st.integers(1, 20), st.sampled_from([1, 4, 32]))
+def test_filled_up_nothing_sees_more_and_what_was_added_sees_itself(rows: list[TokenRow], max_tokens: int, multiple: int) -> None:
+    for packed in pack(rows, max_tokens):
+        filled, length = packed.filled(multiple), len(packed.tokens)
+        mask = filled.mask()
+        assert len(filled.tokens) % multiple == 0 and 0 <= len(filled.tokens) - length < multiple
+        assert (mask[:length, :length] == packed.mask()).all()
+        assert (mask[length:, length:] == np.eye(len(mask) - length, dtype=bool)).all()
+        assert not mask[:length, length:].any() and not mask[length:, :length].any()
+        assert filled.source is packed.source and filled.real_tokens == packed.real_tokens

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from transformers import masking_utils
 
+from tunery.kernels import library
 from tunery.plan.workload import Count, Height
 
 THIN = 64
@@ -34,17 +35,20 @@ def with_layers(config: Any, layers: int) -> Any:
     return small
 
 
-def count(config: Any, build: Callable[[Any], Any], losses: list[Callable[[Any], torch.Tensor]]) -> list[Count]:
+def count(
+    config: Any, build: Callable[[Any], Any], losses: list[Callable[[Any], torch.Tensor]], autocast: torch.dtype | None = None
+) -> list[Count]:
     """For each of `losses`, what computing it and its gradient takes.
 
-    `build(config)` makes the model, under the meta device, with what is learned attached; a loss is a function of that model.
+    `build(config)` makes the model, under the meta device, with what is learned attached; a loss is a function of that model. autocast:
+    compute products in this type while weights are float32.
     """
     layers = int(config.get_text_config().num_hidden_layers)
     found = []
     for n in (1, 2):
         with torch.device("meta"):
             model = build(with_layers(config, n))
-        found.append([_one(model, loss) for loss in losses])
+        found.append([_one(model, loss, autocast) for loss in losses])
     return [one.extrapolated(two, layers) for one, two in zip(*found, strict=True)]
 
 
@@ -64,11 +68,13 @@ def saved_bytes(model: torch.nn.Module, loss: Callable[[Any], torch.Tensor]) -> 
     return value, sum(size for _, size in kept.values())
 
 
-def _one(model: Any, loss: Callable[[Any], torch.Tensor]) -> Count:
+def _one(model: Any, loss: Callable[[Any], torch.Tensor], autocast: torch.dtype | None) -> Count:
     result = Count()
-    with _fused_attention(result), _Operations(result):
+    with _fused_attention(result, autocast), _Operations(result), _Autocast(autocast) if autocast else nullcontext() as lowering:
         value, result.saved_bytes = saved_bytes(model, loss)
         result.forward = result.operations.copy()
+        if lowering:
+            lowering.cast = None
         value.backward()
     model.zero_grad()
     return result
@@ -126,21 +132,25 @@ class _Alive(TorchDispatchMode):
 class _Autocast:
     """torch.autocast, which does not know the meta device: products take their inputs in `dtype`, and a weight is cast once a batch.
 
-    In place of torch's functions, not as a mode: what is computed again for the backward pass would not see a mode.
+    In place of torch's functions, not as a mode: what is computed again for the backward pass would not see a mode. Under it the compiled
+    kernels are not used, as under torch's.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.cast: dict[torch.Tensor, torch.Tensor] | None = {}
         """None once the forward pass has ended: what is computed again for the backward pass is cast anew, and dropped."""
+        self.plain = library.without()
 
     def __enter__(self) -> _Autocast:
+        self.plain.__enter__()
         self.own = [(place, name, getattr(place, name)) for place, name in _PRODUCTS]
         for place, name, function in self.own:
             setattr(place, name, self._lowered(function))
         return self
 
     def __exit__(self, *raised: object) -> None:
+        self.plain.__exit__(None, None, None)
         for place, name, function in self.own:
             setattr(place, name, function)
 

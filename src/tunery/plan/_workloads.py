@@ -63,15 +63,14 @@ def workload(job: Job, method: Method, options: Any) -> Workload:
     order = sorted(batches, key=positions)
     chosen = [order[round(k * (len(order) - 1) / (POINTS - 1))] for k in range(POINTS)]
     chosen = list({positions(b): b for b in chosen}.values())
-    counts = count(job.config, build, [partial(_loss, learner, b) for b in chosen])
+    autocast = job.dtype if method.TRAINS_BASE and job.dtype.itemsize == 2 else None
+    trained = _builder(replace(job, dtype=torch.float32) if autocast else job, method, options)
+    counts = count(job.config, trained, [partial(_loss, learner, b) for b in chosen], autocast)
     text = job.config.get_text_config()
     several = _several(learner, one, rows, steps, job.rows.lengths)
     # The whole model for the memory: what is alive at the height need not be on a line with what is at that of a shallower one.
-    autocast = job.dtype if method.TRAINS_BASE and job.dtype.itemsize == 2 else None
     with torch.device("meta"):
-        full = _builder(replace(job, dtype=torch.float32) if autocast else job, method, options)(
-            with_layers(job.config, text.num_hidden_layers)
-        )
+        full = trained(with_layers(job.config, text.num_hidden_layers))
     highest = height(full, partial(_loss, learner, chosen[-1]), int(text.vocab_size), several, autocast)
     del full
     layers = int(text.num_hidden_layers)
@@ -88,8 +87,6 @@ def workload(job: Job, method: Method, options: Any) -> Workload:
     base_bytes, mapped, copied, recast = base * width, 0, 0, 0
     if method.TRAINS_BASE:
         base_bytes = base * 4
-        if width == 2:  # autocast keeps the bfloat16 form until the batch's gradient is done, and casts the gradient back
-            recast = linear * 12
     elif getattr(method, "QUANTISES", False):
         # 4 bits, and for each 64 of them a scale: float32, or 8 bits with one float32 for 256 (Dettmers et al. 2023, QLoRA, section 3).
         scale = (1 / 64 + 4 / (64 * 256)) if getattr(options, "double_quantisation", True) else 4 / 64

@@ -25,6 +25,9 @@ PACK_TOKENS = 512
 """Tokens of a pack where the rows allow it. Attention costs T² inside a pack, while linear layers reach full speed at some hundred rows."""
 
 
+FILLED = 32
+"""Packs are filled up to a multiple of this, which the matrix unit computes anyway. Lengths then come again, and with them what libraries keep
+for each shape and the places of freed memory: beside the time it is 280 MB of twenty steps on headlines (docs/log.md)."""
 LOGITS = 256
 """Positions whose logits exist at a time where autograd makes them: 50 MB in float32 with a vocabulary of 49,152. Whole rows of long
 text would need gigabytes."""
@@ -172,7 +175,8 @@ def packs_for(model: PreTrainedModel, rows: Iterable[TokenRow], share: bool = Tr
             for alone in pack([row], max_tokens=1, share=False):  # none where nothing is learned
                 yield replace(alone, rows=np.full_like(alone.rows, number))
         return
-    yield from pack(rows, max_tokens, share)
+    for packed in pack(rows, max_tokens, share):
+        yield packed.filled(FILLED)
 
 
 def can_pack(config: Any) -> bool:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from tunery import machine
 from tunery.errors import Interrupted, RunError
 from tunery.methods import Method, trainable
 from tunery.progress import Progress
@@ -106,6 +107,8 @@ def train(
     if found is not None:
         method.load(model, found / "learned")  # before the weights are divided
     model.train()
+    if method.TRAINS_BASE and model.device.type == "cpu":
+        machine.keep_freed_memory()
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()

@@ -11,7 +11,7 @@ prefix is shared; so the mask is always our own and handed over whole.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,6 +51,18 @@ class Pack:
         """(T, T) bool: may token i (row) look at token j (column)."""
         i = np.arange(len(self.tokens))
         return (i[None, :] <= i[:, None]) & (i[:, None] < self.end[None, :])
+
+    def filled(self, multiple: int) -> Pack:
+        """With tokens at the end that see themselves alone and are seen by none, so that the length is a multiple."""
+        length = len(self.tokens)
+        places = np.arange(length, -(-length // multiple) * multiple)
+        nothing = np.zeros_like(places)
+        return replace(
+            self,
+            tokens=np.concatenate([self.tokens, nothing]),
+            positions=np.concatenate([self.positions, nothing]),
+            end=np.concatenate([self.end, places + 1]),
+        )
 
 
 LONGER = 4
