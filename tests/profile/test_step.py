@@ -20,12 +20,13 @@ def packed(steps: list[int]) -> tuple[float, float]:
     """(positions, predictions) of a step, the mean of these steps, as the learner lays them into packs."""
     import numpy as np
 
+    from tunery.train.forward import FILLED
     from tunery.train.packs import pack
     from tunery.train.steps import plan_steps
 
     rows = random_rows(24)
     planned = plan_steps(rows.lengths, epochs=1, seed=3, rows_per_step=8, max_steps=6)
-    packs = [p for n in steps for p in pack([rows[int(i)] for i in planned[n - 1]], 512, True)]
+    packs = [p.filled(FILLED) for n in steps for p in pack([rows[int(i)] for i in planned[n - 1]], 512, True)]
     return float(np.sum([len(p.tokens) for p in packs])) / len(steps), float(np.sum([len(p.targets) for p in packs])) / len(steps)
 
 

@@ -80,8 +80,11 @@ def test_filled_up_nothing_sees_more_and_what_was_added_sees_itself(rows: list[T
     for packed in pack(rows, max_tokens):
         filled, length = packed.filled(multiple), len(packed.tokens)
         mask = filled.mask()
-        assert len(filled.tokens) % multiple == 0 and 0 <= len(filled.tokens) - length < multiple
+        assert len(filled.tokens) % multiple == 0
+        assert 0 <= len(filled.tokens) - length < multiple
         assert (mask[:length, :length] == packed.mask()).all()
         assert (mask[length:, length:] == np.eye(len(mask) - length, dtype=bool)).all()
-        assert not mask[:length, length:].any() and not mask[length:, :length].any()
-        assert filled.source is packed.source and filled.real_tokens == packed.real_tokens
+        assert not mask[:length, length:].any()
+        assert not mask[length:, :length].any()
+        assert filled.source is packed.source
+        assert filled.real_tokens == packed.real_tokens
