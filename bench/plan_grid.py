@@ -112,8 +112,10 @@ def planned(recipe: Path) -> dict[str, Any]:
 
 
 def trained(recipe: Path, steps: int) -> dict[str, float]:
-    """Train that many steps in this process: its peak resident size in bytes, and the seconds of a step, the mean over all
-    but the first; that one also makes the optimiser's state and what libraries prepare once."""
+    """Train that many steps in this process: its peak resident size in bytes, and the mean seconds of a step.
+
+    The first step is left out: it also makes the optimiser's state and what libraries prepare once.
+    """
     import tunery.pipeline  # noqa: F401  a job has it, and its size counts
     from tunery.infer.open_engine import load_base
     from tunery.launch.work import prepare_data
@@ -150,7 +152,7 @@ def pace() -> Any:
     of = precision.choose("auto", "cpu")[0]
     compute, counted = batch(getattr(torch, of), calibration.TOKENS)
     then = calibration.rates().seconds(counted.operations, of)
-    return lambda: calibration._medians([compute], 1.0)[0] / then
+    return lambda: calibration.medians([compute], 1.0)[0] / then
 
 
 def measure(cells: list[str], folder: Path) -> Any:

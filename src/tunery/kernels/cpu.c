@@ -169,7 +169,6 @@ static int tile_product(const uint16_t *x, const float *m, float *thin, int64_t 
 #endif
 #define TILE_PRODUCT_f32(...) 0
 
-
 #define T uint16_t
 #define SUFFIX bf16
 #define LOAD(v) from_bf16(v)

@@ -111,7 +111,6 @@ def workload(job: Job, method: Method, options: Any) -> Workload:
         test_tokens=job.test_tokens,
         new_tokens=job.new_tokens,
         checkpointing=job.checkpointing,
-        quantised=bool(getattr(method, "QUANTISES", False)),
     )
 
 

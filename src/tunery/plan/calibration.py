@@ -33,6 +33,7 @@ MEASURED = (
     "kernels/cpu.c",
     "kernels/fused.py",
     "kernels/library.py",
+    "kernels/nf4.py",
     "train/_block_attention.py",
     "train/_head_loss.py",
     "train/attention.py",
@@ -169,7 +170,7 @@ def _whole(of: str, parts: Rates) -> tuple[float, float]:
     from tunery.plan._reference import batch
 
     (long, counted), (short, fewer) = (batch(getattr(torch, of), n) for n in (TOKENS, SHORT))
-    seconds = _medians([long, short], WHOLE_SECONDS)
+    seconds = medians([long, short], WHOLE_SECONDS)
     work = np.array([[parts.seconds(c.operations, of), sum(c.operations.values())] for c in (counted, fewer)])
     whole, operation = np.linalg.solve(work, seconds)
     if min(whole, operation) < 0:  # by chance of the moment, the second being small
@@ -177,7 +178,7 @@ def _whole(of: str, parts: Rates) -> tuple[float, float]:
     return float(whole), float(operation)
 
 
-def _medians(works: list[Callable[[], Any]], seconds: float) -> list[float]:
+def medians(works: list[Callable[[], Any]], seconds: float) -> list[float]:
     """The median time of each, in turn for so many seconds in all."""
     for work in works:
         work()
@@ -192,7 +193,7 @@ def _medians(works: list[Callable[[], Any]], seconds: float) -> list[float]:
 
 
 def _median(work: Callable[[], Any]) -> float:
-    return _medians([work], BUDGET)[0]
+    return medians([work], BUDGET)[0]
 
 
 def _fresh_process(dtype: str) -> tuple[int, float]:

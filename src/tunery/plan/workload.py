@@ -79,11 +79,9 @@ class Workload:
     steps: int
     tokens: int
     recast_bytes: int
-    """Bytes moved a batch to make `copied_bytes` anew."""
+    """Bytes read and written a batch where four-bit weights are written out for each product."""
     test_rows: int
     test_tokens: int
     new_tokens: int
     """Tokens that evaluation generates for a row; 0 where it only scores."""
     checkpointing: bool = False
-    quantised: bool = False
-    """Whether the base's weights are four bits wide, and written out for every product."""
