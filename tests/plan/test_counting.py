@@ -9,6 +9,7 @@ import torch
 from tiny import tiny_config
 
 from tunery import methods, tasks
+from tunery.kernels import library
 from tunery.plan._counting import _Alive, count, height, saved_bytes
 from tunery.plan.workload import Count
 from tunery.train import attention, forward, learners
@@ -72,6 +73,15 @@ def test_attention_is_two_products_forward_and_five_backward() -> None:
     assert pairs > TOKENS * (TOKENS + 1) // 2
     product = 2 * HEADS * pairs * SIZE
     found = counted("full")
+    assert found.flops("attention") == LAYERS * 2 * product
+    assert found.flops("attention_backward") == LAYERS * 5 * product
+
+
+@pytest.mark.skipif(not library.tiles(), reason="this processor has no matrix unit")
+def test_the_matrix_units_attention_is_counted_by_pairs_of_blocks() -> None:
+    """Of 96 tokens in a row, six pairs of blocks of 32."""
+    found = count(config(), builder("lora", torch.bfloat16), [loss])[0]
+    product = 2 * HEADS * 6 * 32 * 32 * SIZE
     assert found.flops("attention") == LAYERS * 2 * product
     assert found.flops("attention_backward") == LAYERS * 5 * product
 

@@ -101,6 +101,7 @@ ADAPTER = Scope("adapter", 64, 160, 4)
         ("FSDP::all_gather (model.layers.1)", Scope("layers"), [], "exchange"),
         ("c10d::_allgather_base_", Scope("optimiser"), [], "exchange"),
         ("_LowRank", ADAPTER, [], "python"),
+        ("tunery::tile_attention_backward", Scope("backward"), [], "attention"),
         ("aten::add", Scope("step"), [], "other"),
     ],
 )
@@ -119,6 +120,8 @@ def test_an_operation_belongs_to_a_part(name: str, scope: Scope, shapes: Any, pa
         ("aten::mul", [(3, 4), (3, 4)], 0),
         ("aten::_scaled_dot_product_flash_attention_for_cpu", [(1, 2, 3, 4), (1, 2, 5, 4), (1, 2, 5, 4)], 4 * 24 * 5),
         ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", [(1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 5, 4)], 10 * 24 * 5),
+        ("tunery::tile_attention", [*[(1, 3, 90, 8)] * 3, (4,), (5,), (5, 32), (), ()], 4 * 3 * 8 * 5 * 1024),
+        ("tunery::tile_attention_backward", [(1, 90, 3, 8), *[(1, 3, 90, 8)] * 3, (), (), (4,), (5,), (5, 32), (), ()], 10 * 3 * 8 * 5 * 1024),
     ],
 )
 def test_operations_are_counted_from_shapes(name: str, shapes: Any, flops: int) -> None:

@@ -6,13 +6,9 @@
 
 #include <math.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
-#ifdef __AMX_BF16__
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+
+#include "tiles.h"
 
 #define LANES 16  // values of a vector: 64 bytes of float32, in as many registers as the processor needs for them
 #define ROWS 8    // rows whose sums stay in registers
@@ -70,21 +66,8 @@ static inline void narrow_f32(float *p, vec f) { *(vec *)p = f; }
 #define NAME(name) JOIN(name, SUFFIX)
 
 #ifdef __AMX_BF16__
-#define TILE 16           // rows of a tile of the matrix unit (Intel's architecture manual, volume 1, chapter 18), each 64 bytes
 #define PARTS 3           // numbers of bfloat16 whose sum is one of float32
 #define TILES (4 * TILE)  // rows of x whose sums stay in tiles
-
-typedef struct {
-    uint8_t palette, start, reserved[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-} tile_shapes;
-
-static int tiles_allowed(void) {  // Linux hands the tiles out to those who ask
-    static int known = -1;
-    if (known < 0) known = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
-    return known;
-}
 
 // One block of 32 values of row k of m, where tiles of 16 columns by 32 values want it: of each value the nearest bfloat16, then that of what
 // is left, and again.
@@ -134,14 +117,11 @@ static int tile_product(const uint16_t *x, const float *m, float *thin, int64_t 
     uint16_t *tiles = aligned_alloc(64, (size_t)(across * blocks * PARTS * 1024));
     if (tiles == 0) return 0;
     if (rank % TILE) memset(tiles + (across - 1) * blocks * PARTS * 512, 0, (size_t)(blocks * PARTS * 1024));
-    tile_shapes own = {.palette = 1};
-    for (int n = 0; n < 8; n++) own.bytes[n] = 64, own.rows[n] = TILE;
 #pragma omp parallel num_threads(threads)
     {
-        tile_shapes found __attribute__((aligned(64)));
+        tile_shapes found;
         float sums[TILES * TILE] __attribute__((aligned(64)));
-        _tile_storeconfig(&found);
-        _tile_loadconfig(&own);
+        tiles_begin(&found);
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < blocks; block++)
             for (int64_t k = 0; k < rank; k++)
@@ -155,10 +135,7 @@ static int tile_product(const uint16_t *x, const float *m, float *thin, int64_t 
                 for (int l = 0; l < TILES; l++) memcpy(thin + (i + l) * rank + k, sums + l * TILE, (size_t)n * 4);
             }
         }
-        if (found.palette)
-            _tile_loadconfig(&found);  // whoever had the tiles finds them as they were
-        else
-            _tile_release();
+        tiles_end(&found);
     }
     free(tiles);
     return 1;

@@ -21,10 +21,12 @@ import torch
 from tunery.machine import cpu_name
 from tunery.models.cache import cache_folder
 
-SOURCE = Path(__file__).with_name("cpu.c")
+SOURCES = ("cpu.c", "tile_attention.c")
+INCLUDED = ("tiles.h",)
 FLAGS: tuple[str, ...] = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ("-mprefer-vector-width=512",)  # without it gcc halves the vectors of processors that have AVX-512
+_FOLDER = Path(__file__).parent
 _SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
 _off: ContextVar[bool] = ContextVar("off", default=False)
 
@@ -42,7 +44,8 @@ def library() -> Any:
     if cc is None or platform.system() == "Windows":
         return None
     version = subprocess.run([cc, "--version"], capture_output=True, text=True, check=False).stdout
-    known = "\n".join([version, cpu_name(), platform.machine(), *FLAGS, SOURCE.read_text(encoding="utf-8")])
+    texts = [_FOLDER.joinpath(name).read_text(encoding="utf-8") for name in (*SOURCES, *INCLUDED)]
+    known = "\n".join([version, cpu_name(), platform.machine(), *FLAGS, *texts])
     file = cache_folder() / "kernels" / f"{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
     try:
         return ctypes.CDLL(str(file)) if file.is_file() or _compile(cc, file) else None
@@ -54,7 +57,8 @@ def _compile(cc: str, file: Path) -> bool:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         made = Path(folder) / file.name
-        done = subprocess.run([cc, *FLAGS, "-o", str(made), str(SOURCE), "-lm"], capture_output=True, check=False)
+        sources = [str(_FOLDER / name) for name in SOURCES]
+        done = subprocess.run([cc, *FLAGS, "-o", str(made), *sources, "-lm"], capture_output=True, check=False)
         if done.returncode:
             return False
         made.replace(file)
@@ -82,10 +86,17 @@ def usable(*tensors: torch.Tensor) -> bool:
     return first.device.type == "cpu" and all(type(t.data) is torch.Tensor for t in tensors) and library() is not None
 
 
-def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Call a kernel: tensors as their addresses, None as null, ints as int64, floats as float; the threads go last."""
+@cache
+def tiles() -> bool:
+    """Whether this processor has a matrix unit that the kernels may use (AMX)."""
+    return library() is not None and bool(library().tile_attention_usable())
+
+
+def call(name: str, dtype: torch.dtype, *arguments: Any) -> int:
+    """Call a kernel: tensors as their addresses, None as null, ints as int64, floats as float; the threads go last. What it returns, if it does."""
     function = getattr(library(), f"{name}_{_SUFFIX[dtype]}")
-    function(*map(_plain, arguments), ctypes.c_int(torch.get_num_threads()))
+    code: int = function(*map(_plain, arguments), ctypes.c_int(torch.get_num_threads()))
+    return code
 
 
 def _plain(value: Any) -> Any:

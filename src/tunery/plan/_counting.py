@@ -195,7 +195,10 @@ class _Operations(TorchDispatchMode):
             return out
         if packet.__name__ in _KERNELS:
             kind, first, products = _KERNELS[packet.__name__]
-            _attend(self.result, kind, args[first], args[first + 1], products)
+            q, k = args[first : first + 2]
+            # All in what `_block_attention` has gathered; of the pairs of blocks, `bits` (n, side), each side².
+            seen = args[-3].numel() * args[-3].shape[1] if packet.__name__.startswith("tile") else q.shape[2] * k.shape[2]
+            _attend(self.result, kind, q, k, products, q.shape[0] * q.shape[1] * seen)
             return out
         counter = flop_registry.get(packet)
         flops = int(counter(*args, **(kwargs or {}), out_val=out)) if counter else 0
@@ -209,8 +212,11 @@ class _Operations(TorchDispatchMode):
 _KERNELS = {
     "_scaled_dot_product_flash_attention_for_cpu": ("attention", 0, 4),
     "_scaled_dot_product_flash_attention_for_cpu_backward": ("attention_backward", 1, 10),
+    "tile_attention": ("attention", 0, 4),
+    "tile_attention_backward": ("attention_backward", 1, 10),
 }
-"""What `train._block_attention` calls: the kind, where the queries stand among the arguments, and 2 × the products of two matrices."""
+"""What `train._block_attention` and `train._tile_attention` call: the kind, where the queries stand among the arguments, and 2 × the products
+of two matrices."""
 
 _FREE = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "detach", "alias", "lift_fresh"}
 """Operations that touch no values."""
@@ -233,13 +239,14 @@ def _fused_attention(result: Count, autocast: torch.dtype | None = None) -> Iter
         def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
             out = torch.empty_like(q)
             ctx.save_for_backward(q, k, v, mask, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
-            _attend(result, "attention", q, k, 4)
+            _attend(result, "attention", q, k, 4, q.shape[:-1].numel() * k.shape[-2])
             return out
 
         @staticmethod
         def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
             q, k, v, *_ = ctx.saved_tensors
-            _attend(result, "attention_backward", q, k, 10)  # five products of two matrices, against two forward
+            # Five products of two matrices, against two forward.
+            _attend(result, "attention_backward", q, k, 10, q.shape[:-1].numel() * k.shape[-2])
             return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None
 
     own = F.scaled_dot_product_attention
@@ -269,7 +276,7 @@ def _fused_attention(result: Count, autocast: torch.dtype | None = None) -> Iter
         masking_utils.fast_all = look
 
 
-def _attend(result: Count, kind: str, q: torch.Tensor, k: torch.Tensor, products: int) -> None:
-    flops = products * q.numel() * k.shape[-2]
+def _attend(result: Count, kind: str, q: torch.Tensor, k: torch.Tensor, products: int, pairs: int) -> None:
+    """pairs: of a query of any head and a key."""
     size = (q.numel() + k.numel() * 2) * q.element_size() * products // 2
-    result.operations[kind, str(q.dtype).removeprefix("torch."), flops, size] += 1
+    result.operations[kind, str(q.dtype).removeprefix("torch."), products * pairs * q.shape[-1], size] += 1

@@ -34,8 +34,11 @@ MEASURED = (
     "kernels/fused.py",
     "kernels/library.py",
     "kernels/nf4.py",
+    "kernels/tile_attention.c",
+    "kernels/tiles.h",
     "train/_block_attention.py",
     "train/_head_loss.py",
+    "train/_tile_attention.py",
     "train/attention.py",
     "train/forward.py",
     "train/next_token.py",
@@ -148,19 +151,25 @@ def _dequantised(dtype: Any) -> float | None:
 
 
 def _attention(dtype: Any) -> tuple[float, float]:
+    """Of one row, causal, with as many key heads as query heads."""
     import torch
     from torch.nn import functional as F
 
+    from tunery.train import _tile_attention
+
     q = torch.randn(1, 9, TOKENS, 64).to(dtype)
-    mask = torch.zeros(1, 1, TOKENS, TOKENS, dtype=dtype).masked_fill(torch.ones(TOKENS, TOKENS).triu(1).bool(), float("-inf"))
     learned = key, value, query = tuple(q.clone().requires_grad_() for _ in range(3))
-
-    def forward() -> Any:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-
-    out, grad = forward(), torch.ones_like(q)
-    backward = _median(lambda: torch.autograd.grad(out, learned, grad, retain_graph=True))
-    return 4 * q.numel() * TOKENS / _median(forward), 10 * q.numel() * TOKENS / backward
+    if _tile_attention.possible(q):
+        among = _tile_attention.pairs(np.tri(TOKENS, dtype=bool))
+        work = 2 * q.shape[1] * q.shape[3] * among.bits.numel() * _tile_attention.SIDE
+        forward = partial(_tile_attention.attend, query, key, value, among, None)
+    else:
+        mask = torch.zeros(1, 1, TOKENS, TOKENS, dtype=dtype).masked_fill(torch.ones(TOKENS, TOKENS).triu(1).bool(), float("-inf"))
+        work = 2 * q.numel() * TOKENS
+        forward = partial(F.scaled_dot_product_attention, query, key, value, attn_mask=mask)
+    out = forward()
+    backward = _median(lambda: torch.autograd.grad(out, learned, torch.ones_like(out), retain_graph=True))
+    return 2 * work / _median(forward), 5 * work / backward
 
 
 def _whole(of: str, parts: Rates) -> tuple[float, float]:

@@ -144,7 +144,7 @@ def part_of(name: str, ours: bool, scope: Scope, shapes: list[tuple[int, ...]]) 
         return "copies"
     if operation in _PRODUCTS:
         return _product(operation, scope, shapes)
-    if "scaled_dot_product" in operation or (scope.name == "layers" and "softmax" in operation):
+    if "scaled_dot_product" in operation or operation.startswith("tile_attention") or (scope.name == "layers" and "softmax" in operation):
         return "attention"
     return {"loss": "head", "layers": "elementwise", "rotary": "elementwise", "linear": "matrix", "backward": "other", "step": "other"}.get(
         scope.name, scope.name
@@ -163,7 +163,7 @@ def _product(operation: str, scope: Scope, shapes: list[tuple[int, ...]]) -> str
 
 
 def flops_of(name: str, shapes: list[tuple[int, ...]]) -> int:
-    """Floating point operations of a matrix product or of attention in one piece (as if nothing were masked); 0 of anything else."""
+    """Floating point operations of a matrix product or of attention in one piece, of what it computes of the mask; 0 of anything else."""
     operation = _plain(name)
     if operation in _PRODUCTS:
         sides = _sides(operation, shapes)
@@ -173,6 +173,11 @@ def flops_of(name: str, shapes: list[tuple[int, ...]]) -> int:
         backward = operation.endswith("backward")  # five products of two matrices, against two forward
         query, key = [*shapes, (), (), ()][1 if backward else 0 :][:2]
         return (10 if backward else 4) * math.prod(query) * key[-2] if len(query) == len(key) == 4 else 0
+    if operation in ("tile_attention", "tile_attention_backward") and len(shapes) > 5:  # only of pairs of blocks, the third from the end
+        backward = operation.endswith("backward")
+        _, heads, _, d = shapes[1 if backward else 0]
+        blocks, side = shapes[8 if backward else 5]
+        return (10 if backward else 4) * heads * d * blocks * side * side
     return 0
 
 

@@ -5,7 +5,7 @@ sees exactly the earlier tokens of its own row. Each architecture's own rule (ca
 within the row instead of places in the pack, so it means what it means without packing.
 
 The mask goes through the model as an ordinary additive one, which is right for any architecture. On a CPU it also carries what it was
-made of, from which `_block_attention` skips what it hides.
+made of, from which `_tile_attention` and `_block_attention` skip what it hides.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from tunery.errors import RunError
-from tunery.train import _block_attention
+from tunery.train import _block_attention, _tile_attention
 from tunery.train.packs import Pack
 
 NAME = "tunery"
@@ -57,15 +57,14 @@ def _seen(pack: Pack, rule: Any, device: torch.device | str = "cpu") -> torch.Te
     return allowed & rule(torch.tensor(0), torch.tensor(0), positions[:, None], positions[None, :])
 
 
-def _blocks(mask: torch.Tensor | None, heads: int, q: torch.Tensor) -> _block_attention.Blocks | None:
-    """How a pack's queries are cut into blocks, made once for all layers that share the mask; None for a mask that is not a pack's."""
+def _cut(mask: torch.Tensor, key: Any, cut: Any) -> Any:
+    """How a pack is cut, by `cut` from what each token sees: made once for all layers that share the mask. None for a mask that is not a pack's."""
     seen = getattr(mask, "seen", None)
     if seen is None:
         return None
-    made: dict[Any, _block_attention.Blocks] = mask.__dict__.setdefault("made", {})
-    key = (heads, q.dtype, q.device)
+    made: dict[Any, Any] = mask.__dict__.setdefault("made", {})
     if key not in made:
-        made[key] = _block_attention.cut(seen().cpu().numpy(), heads, q.dtype, q.device)
+        made[key] = cut(seen().cpu().numpy())
     return made[key]
 
 
@@ -84,8 +83,12 @@ def _attention(
         raise RunError("this architecture's attention has sinks, which are not supported yet; choose another model")
     softcap = kwargs.pop("softcap", None)
     if softcap is None and _block_attention.possible(query, key, value, dropout):
-        blocks = _blocks(attention_mask, query.shape[1] // key.shape[1], query)
-        if blocks is not None:
+        heads = query.shape[1] // key.shape[1]
+        if _tile_attention.possible(query):
+            pairs = _cut(attention_mask, "tiles", _tile_attention.pairs)
+            if pairs is not None:
+                return _tile_attention.attend(query, key, value, pairs, scaling), None
+        elif (blocks := _cut(attention_mask, (heads, query.dtype), lambda x: _block_attention.cut(x, heads, query.dtype, query.device))) is not None:
             return _block_attention.attend(query, key, value, blocks, scaling), None
     if softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
