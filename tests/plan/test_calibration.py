@@ -9,7 +9,7 @@ from tunery import machine
 from tunery.plan import calibration
 from tunery.plan.rates import Rates
 
-KINDS = ("matrix", "thin", "attention", "attention_backward", "moved", "streamed", "dequantised")
+KINDS = ("matrix", "tiles", "thin", "attention", "attention_backward", "moved", "streamed", "dequantised")
 RATES = Rates(
     "m",
     {k: {"float32": 1.0, "bfloat16": 2.0} for k in KINDS},

@@ -21,7 +21,7 @@ RATES = Rates(
     "a made-up machine",
     {
         kind: {"float32": 1e11, "bfloat16": 1e12}
-        for kind in ("matrix", "thin", "attention", "attention_backward", "moved", "streamed", "dequantised")
+        for kind in ("matrix", "tiles", "thin", "attention", "attention_backward", "moved", "streamed", "dequantised")
     },
     {"float32": 2e-6, "bfloat16": 2e-6},
     500_000_000,

@@ -20,7 +20,7 @@ RATES = Rates(
     "made up",
     {
         kind: {"float32": 100.0, "bfloat16": 200.0}
-        for kind in ("matrix", "thin", "attention", "attention_backward", "moved", "streamed", "dequantised")
+        for kind in ("matrix", "tiles", "thin", "attention", "attention_backward", "moved", "streamed", "dequantised")
     },
     operation_seconds={"float32": 0.5, "bfloat16": 1.0},
     library_bytes=7,

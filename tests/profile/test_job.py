@@ -24,7 +24,7 @@ RATES = Rates(
     "a test's machine",
     {
         kind: {"bfloat16": 1e11, "float32": 5e10}
-        for kind in ("matrix", "thin", "attention", "attention_backward", "moved", "streamed", "dequantised")
+        for kind in ("matrix", "tiles", "thin", "attention", "attention_backward", "moved", "streamed", "dequantised")
     },
     {"bfloat16": 1e-6, "float32": 1e-6},
     100 << 20,

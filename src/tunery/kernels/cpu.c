@@ -65,9 +65,9 @@ static inline void narrow_f32(float *p, vec f) { *(vec *)p = f; }
 #define JOIN(a, b) JOIN_(a, b)
 #define NAME(name) JOIN(name, SUFFIX)
 
-#ifdef __AMX_BF16__
+#ifdef TILES
 #define PARTS 3           // numbers of bfloat16 whose sum is one of float32
-#define TILES (4 * TILE)  // rows of x whose sums stay in tiles
+#define TALL (4 * TILE)   // rows of x whose sums stay in tiles
 
 // One block of 32 values of row k of m, where tiles of 16 columns by 32 values want it: of each value the nearest bfloat16, then that of what
 // is left, and again.
@@ -112,7 +112,7 @@ static inline void tile_block(const uint16_t *x, const uint16_t *tiles, float *s
 
 // As thin_product, by the matrix unit. Returns whether it was done: not for few rows, nor where a row is no whole number of tiles.
 static int tile_product(const uint16_t *x, const float *m, float *thin, int64_t rows, int64_t width, int64_t rank, int threads) {
-    if (rows < TILES || width % 32 || !tiles_allowed()) return 0;
+    if (rows < TALL || width % 32 || !tiles_allowed()) return 0;
     int64_t across = (rank + TILE - 1) / TILE, blocks = width / 32;
     uint16_t *tiles = aligned_alloc(64, (size_t)(across * blocks * PARTS * 1024));
     if (tiles == 0) return 0;
@@ -120,19 +120,19 @@ static int tile_product(const uint16_t *x, const float *m, float *thin, int64_t 
 #pragma omp parallel num_threads(threads)
     {
         tile_shapes found;
-        float sums[TILES * TILE] __attribute__((aligned(64)));
+        float sums[TALL * TILE] __attribute__((aligned(64)));
         tiles_begin(&found);
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < blocks; block++)
             for (int64_t k = 0; k < rank; k++)
                 in_parts(m + k * width + block * 32, (uint32_t *)(tiles + (k / TILE * blocks + block) * PARTS * 512), k);
 #pragma omp for schedule(static)
-        for (int64_t block = 0; block < (rows + TILES - 1) / TILES; block++) {
-            int64_t i = (block + 1) * TILES > rows ? rows - TILES : block * TILES;  // the last rows once more, to the same sums
+        for (int64_t block = 0; block < (rows + TALL - 1) / TALL; block++) {
+            int64_t i = (block + 1) * TALL > rows ? rows - TALL : block * TALL;  // the last rows once more, to the same sums
             for (int64_t k = 0; k < rank; k += TILE) {
                 tile_block(x + i * width, tiles + k / TILE * blocks * PARTS * 512, sums, width);
                 int64_t n = rank - k < TILE ? rank - k : TILE;
-                for (int l = 0; l < TILES; l++) memcpy(thin + (i + l) * rank + k, sums + l * TILE, (size_t)n * 4);
+                for (int l = 0; l < TALL; l++) memcpy(thin + (i + l) * rank + k, sums + l * TILE, (size_t)n * 4);
             }
         }
         tiles_end(&found);

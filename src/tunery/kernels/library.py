@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -21,7 +21,7 @@ import torch
 from tunery.machine import cpu_name
 from tunery.models.cache import cache_folder
 
-SOURCES = ("cpu.c", "tile_attention.c")
+SOURCES = ("cpu.c", "tile_attention.c", "tile_head.c", "tile_low_rank.c")
 INCLUDED = ("tiles.h",)
 FLAGS: tuple[str, ...] = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 if platform.machine() in ("x86_64", "AMD64"):
@@ -97,6 +97,23 @@ def call(name: str, dtype: torch.dtype, *arguments: Any) -> int:
     function = getattr(library(), f"{name}_{_SUFFIX[dtype]}")
     code: int = function(*map(_plain, arguments), ctypes.c_int(torch.get_num_threads()))
     return code
+
+
+def done(code: int) -> None:
+    """Raises MemoryError where a kernel says that it found none."""
+    if code:
+        raise MemoryError("a kernel found no memory to work in")
+
+
+def define(schema: str, function: Callable[..., Any]) -> None:
+    """Make a kernel an operation of torch's, `torch.ops.tunery.NAME`: the plan, on shapes alone, and the profiler then see it by name."""
+    name = schema.partition("(")[0]
+    _operations.define(schema)
+    for device in ("CPU", "Meta"):
+        _operations.impl(name, function, device)
+
+
+_operations = torch.library.Library("tunery", "FRAGMENT")
 
 
 def _plain(value: Any) -> Any:

@@ -7,15 +7,11 @@
 
 #include "tiles.h"
 
-#if !defined(__AMX_BF16__) || !defined(__AVX512BF16__)
+#ifndef TILES
 int tile_attention_usable(void) { return 0; }
 #else
 
-#define SIDE 32                  // queries and keys of a block
-#define AREA (SIDE * SIDE)       // their pairs: four tiles of float32, one after the other
-#define QUARTER (TILE * TILE)
-#define TOGETHER 4               // query heads of a key head that share what they add to its gradients
-#define ROUND(n) (((n) + 63) / 64 * 64)
+#define TOGETHER 4  // query heads of a key head that share what they add to its gradients
 
 typedef struct {
     const uint16_t *values;
@@ -29,62 +25,6 @@ typedef struct {
 } pairs;
 
 int tile_attention_usable(void) { return tiles_allowed(); }
-
-// e^x for 16 numbers (Cody & Waite 1980), 0 for those not in `seen` and where it would be below the least normal number.
-static inline __m512 exponentials(__m512 x, __mmask16 seen) {
-    seen &= _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GE_OQ);
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 8);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-    return _mm512_maskz_scalef_ps(seen, p, n);
-}
-
-// 16 × 16 words, rows for columns, by exchanging ever smaller squares.
-static inline __attribute__((always_inline)) void transpose(__m512i row[TILE]) {
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-#pragma GCC unroll 4
-    for (int s = 8; s; s /= 2) {
-        __mmask16 upper = s == 8 ? 0xff00 : s == 4 ? 0xf0f0 : s == 2 ? 0xcccc : 0xaaaa;
-        __m512i low = _mm512_mask_add_epi32(lane, upper, lane, _mm512_set1_epi32(16 - s));
-        __m512i high = _mm512_mask_add_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(s)), upper, lane, _mm512_set1_epi32(16));
-#pragma GCC unroll 16
-        for (int i = 0; i < TILE; i++)
-            if (!(i & s)) {
-                __m512i a = row[i], b = row[i + s];
-                row[i] = _mm512_permutex2var_epi32(a, low, b);
-                row[i + s] = _mm512_permutex2var_epi32(a, high, b);
-            }
-    }
-}
-
-// 16 values of each of two rows, in turn: as the unit wants what is summed over rows.
-static inline __m512i in_turn(const uint16_t *a, const uint16_t *b) {
-    __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)a)), high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)b));
-    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-}
-
-// 16 numbers of each of two rows as bfloat16, the first row's in the lower half.
-static inline __m512i narrowed(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
-
-// Of a block's rows (32, d), what a product over d takes on its right side: `d / 32` times two tiles, each of 16 rows of `rows` across.
-static void lay_across(const uint16_t *rows, uint16_t *to, int64_t d) {
-    for (int64_t j = 0; j < d; j += SIDE)
-        for (int n = 0; n < 2; n++, to += 2 * QUARTER) {
-            __m512i row[TILE];
-#pragma GCC unroll 16
-            for (int i = 0; i < TILE; i++) row[i] = _mm512_loadu_si512(rows + (n * TILE + i) * d + j);
-            transpose(row);
-#pragma GCC unroll 16
-            for (int i = 0; i < TILE; i++) _mm512_store_si512(to + i * SIDE, row[i]);
-        }
-}
 
 // Of a block's rows (32, d), what a product over the rows takes on its right side: `d / 16` tiles.
 static void lay_down(const uint16_t *rows, uint16_t *to, int64_t d) {
@@ -112,39 +52,6 @@ static void take(matrix x, int64_t head, int64_t block, int64_t tokens, int64_t 
             memcpy(to + i * d, from, (size_t)d * 2);
         else
             memset(to + i * d, 0, (size_t)d * 2);
-}
-
-static inline void clear(void) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-}
-
-// 32 × 32 sums += a (32 rows, `gap` values apart, of 32) · b (two tiles).
-static inline void multiply(const uint16_t *a, int64_t gap, const uint16_t *b) {
-    _tile_loadd(4, a, gap * 2);
-    _tile_loadd(6, b, 64);
-    _tile_loadd(7, b + 2 * QUARTER, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, a + TILE * gap, gap * 2);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-}
-
-static inline void fetch(const float *sums) {
-    _tile_loadd(0, sums, 64);
-    _tile_loadd(1, sums + QUARTER, 64);
-    _tile_loadd(2, sums + 2 * QUARTER, 64);
-    _tile_loadd(3, sums + 3 * QUARTER, 64);
-}
-
-static inline void put(float *sums) {
-    _tile_stored(0, sums, 64);
-    _tile_stored(1, sums + QUARTER, 64);
-    _tile_stored(2, sums + 2 * QUARTER, 64);
-    _tile_stored(3, sums + 3 * QUARTER, 64);
 }
 
 // Sums (32, 32) = a · bᵀ over d.

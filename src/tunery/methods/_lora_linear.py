@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tunery.kernels.library import usable
-from tunery.methods import _fused_low_rank
+from tunery.methods import _fused_low_rank, _tile_low_rank
 from tunery.methods._frozen import FrozenProduct, frozen_weight
 
 
@@ -102,6 +102,8 @@ class LoraLinear(nn.Module):
         """x: (..., in) → (..., out)."""
         a, b = self.factors()
         dropping = self.dropout > 0 and self.training  # acts on the adapter's input alone
+        if not dropping and _tile_low_rank.able(x, self.base):
+            return _tile_low_rank.product(x, self.base, a, b, self.scale, self.lora_magnitude_vector / self.norm() if self.dora else None)
         if not self.dora:
             a, b = a.to(x.dtype), b.to(x.dtype) * self.scale
             if dropping:

@@ -194,11 +194,7 @@ class _Operations(TorchDispatchMode):
         if not tensors or func.is_view or packet.__name__ in _FREE:
             return out
         if packet.__name__ in _KERNELS:
-            kind, first, products = _KERNELS[packet.__name__]
-            q, k = args[first : first + 2]
-            # All in what `_block_attention` has gathered; of the pairs of blocks, `bits` (n, side), each side².
-            seen = args[-3].numel() * args[-3].shape[1] if packet.__name__.startswith("tile") else q.shape[2] * k.shape[2]
-            _attend(self.result, kind, q, k, products, q.shape[0] * q.shape[1] * seen)
+            _KERNELS[packet.__name__](self.result, *args)
             return out
         counter = flop_registry.get(packet)
         flops = int(counter(*args, **(kwargs or {}), out_val=out)) if counter else 0
@@ -208,15 +204,6 @@ class _Operations(TorchDispatchMode):
         self.result.operations[kind, str(tensors[0].dtype).removeprefix("torch."), flops, size] += 1
         return out
 
-
-_KERNELS = {
-    "_scaled_dot_product_flash_attention_for_cpu": ("attention", 0, 4),
-    "_scaled_dot_product_flash_attention_for_cpu_backward": ("attention_backward", 1, 10),
-    "tile_attention": ("attention", 0, 4),
-    "tile_attention_backward": ("attention_backward", 1, 10),
-}
-"""What `train._block_attention` and `train._tile_attention` call: the kind, where the queries stand among the arguments, and 2 × the products
-of two matrices."""
 
 _FREE = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "detach", "alias", "lift_fresh"}
 """Operations that touch no values."""
@@ -277,6 +264,56 @@ def _fused_attention(result: Count, autocast: torch.dtype | None = None) -> Iter
 
 
 def _attend(result: Count, kind: str, q: torch.Tensor, k: torch.Tensor, products: int, pairs: int) -> None:
-    """pairs: of a query of any head and a key."""
+    """products: 2 × the products of two matrices; pairs: of a query of any head and a key."""
     size = (q.numel() + k.numel() * 2) * q.element_size() * products // 2
-    result.operations[kind, str(q.dtype).removeprefix("torch."), products * pairs * q.shape[-1], size] += 1
+    result.operations[kind, _name(q), products * pairs * q.shape[-1], size] += 1
+
+
+def _flash(kind: str, first: int, products: int) -> Callable[..., None]:
+    """Of what `train._block_attention` calls; first: where the queries stand among the arguments."""
+
+    def counted(result: Count, *args: Any) -> None:
+        q, k = args[first : first + 2]
+        _attend(result, kind, q, k, products, q.shape[:-1].numel() * k.shape[2])
+
+    return counted
+
+
+def _tiles(kind: str, first: int, products: int) -> Callable[..., None]:
+    """Of what `train._tile_attention` calls, which computes pairs of blocks: `bits` (pairs, side), the third argument from the end."""
+
+    def counted(result: Count, *args: Any) -> None:
+        q, k, bits = args[first], args[first + 1], args[-3]
+        _attend(result, kind, q, k, products, q.shape[1] * bits.numel() * bits.shape[1])
+
+    return counted
+
+
+def _low_rank(result: Count, x: torch.Tensor, weight: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, *backward: bool) -> None:
+    """Of `methods._tile_low_rank`: the product with the weight, and two thin ones or, backward, four; a (rank, in), b (out, rank)."""
+    thin = 2 * len(x) * (a.numel() + b.numel())
+    flops = thin * (2 if backward else 1) + (2 * len(x) * a.shape[1] * len(b) if weight is not None else 0)
+    size = (len(x) * (a.shape[1] + len(b)) * (2 if backward else 1) + a.shape[1] * len(b)) * x.element_size()
+    result.operations["tiles", _name(x), flops, size] += 1
+
+
+def _head_loss(result: Count, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, *rest: Any) -> None:
+    """Of `train._tile_head`: the logits, and their gradient times the weight."""
+    products = 4 if weights is not None else 2
+    result.operations["tiles", _name(x), products * len(x) * weight.numel(), weight.numel() * x.element_size()] += 1
+
+
+def _name(x: torch.Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+_KERNELS: dict[str, Callable[..., None]] = {
+    "_scaled_dot_product_flash_attention_for_cpu": _flash("attention", 0, 4),
+    "_scaled_dot_product_flash_attention_for_cpu_backward": _flash("attention_backward", 1, 10),
+    "tile_attention": _tiles("attention", 0, 4),
+    "tile_attention_backward": _tiles("attention_backward", 1, 10),
+    "low_rank": lambda result, x, weight, a, b, *rest: _low_rank(result, x, weight, a, b),
+    "low_rank_backward": lambda result, dy, x, weight, a, b, *rest: _low_rank(result, x, weight, a, b, True),
+    "head_loss": _head_loss,
+}
+"""Operations that are more than one product, by name: each adds what it computes, from its arguments."""

@@ -35,10 +35,13 @@ MEASURED = (
     "kernels/library.py",
     "kernels/nf4.py",
     "kernels/tile_attention.c",
+    "kernels/tile_head.c",
+    "kernels/tile_low_rank.c",
     "kernels/tiles.h",
     "train/_block_attention.py",
     "train/_head_loss.py",
     "train/_tile_attention.py",
+    "train/_tile_head.py",
     "train/attention.py",
     "train/forward.py",
     "train/next_token.py",
@@ -46,9 +49,10 @@ MEASURED = (
     "methods/_frozen.py",
     "methods/_lora_linear.py",
     "methods/_low_rank.py",
+    "methods/_tile_low_rank.py",
 )
 """The code whose speed and memory the figures hold: what measures, and what a step of the reference training runs through."""
-KINDS = ("matrix", "thin", "attention", "attention_backward", "moved", "streamed", "dequantised")
+KINDS = ("matrix", "tiles", "thin", "attention", "attention_backward", "moved", "streamed", "dequantised")
 BUDGET = 0.25
 """Seconds for each figure: the median of what fits in."""
 TOKENS, SHORT = 512, 128
@@ -105,6 +109,7 @@ def _measure(name: str) -> Rates:
         of = str(dtype).removeprefix("torch.")
         # The shapes of small models, for which this is: one figure over all weighs each as training does.
         rate["matrix"][of] = _products(dtype, [(TOKENS, 576, 1536), (TOKENS, 1536, 576), (TOKENS, 576, 576), (TOKENS, 2048, 2048)])
+        rate["tiles"][of] = _tiles(dtype) or rate["matrix"][of]
         rate["thin"][of] = _products(dtype, [(TOKENS, 576, 16), (TOKENS, 16, 576), (TOKENS, 16, 1536), (576, TOKENS, 16)])
         rate["attention"][of], rate["attention_backward"][of] = _attention(dtype)
         # New outputs, as training has them: memory handed out anew costs more than the values written to it.
@@ -127,6 +132,29 @@ def _products(dtype: Any, shapes: list[tuple[int, int, int]]) -> float:
     pairs = [(torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)) for m, k, n in shapes]
     with torch.no_grad():
         return sum(2 * m * k * n for m, k, n in shapes) / _median(lambda: [F.linear(x, w) for x, w in pairs])
+
+
+def _tiles(dtype: Any) -> float | None:
+    """Of adapted layers there and back; None where the processor has no matrix unit."""
+    import torch
+
+    from tunery.methods import _tile_low_rank
+
+    rank, flops, layers = 16, 0, []
+    for width, out in ((576, 1536), (1536, 576), (576, 576)):
+        x, layer = torch.randn(TOKENS, width).to(dtype).requires_grad_(), torch.nn.Linear(width, out, bias=False, dtype=dtype)
+        layer.requires_grad_(False)
+        if not _tile_low_rank.able(x, layer):
+            return None
+        layers.append((x, layer, torch.randn(rank, width), torch.zeros(out, rank)))
+        flops += 2 * TOKENS * (2 * width * out + 3 * rank * (width + out))
+
+    def both() -> None:
+        for x, layer, a, b in layers:
+            y = _tile_low_rank.product(x, layer, a, b, 1.0)
+            torch.autograd.grad(y, x, y.detach())
+
+    return flops / _median(both)
 
 
 def _streamed() -> float:

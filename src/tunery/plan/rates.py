@@ -13,7 +13,7 @@ from tunery.plan.workload import Operation
 class Rates:
     """Rates a second, each by the type of the values (`bfloat16`, `float32`).
 
-    matrix, thin, attention, attention_backward: floating point operations. moved: bytes read and written by an operation that makes a new
+    matrix, tiles, thin, attention, attention_backward: floating point operations. moved: bytes read and written by an operation that makes a new
     tensor. streamed: the same of what no cache holds, as AdamW's step over many weights. dequantised: bytes read and written where four-bit
     weights are written out. library_bytes: a process that has loaded everything but a model. By the type of the activations, of a whole training batch:
     whole, what its operations' work takes over the sum of what each takes alone (caches shared, memory handed out anew);

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,6 +144,10 @@ def part_of(name: str, ours: bool, scope: Scope, shapes: list[tuple[int, ...]]) 
         return "copies"
     if operation in _PRODUCTS:
         return _product(operation, scope, shapes)
+    if operation.startswith("low_rank"):
+        return "matrix"
+    if operation == "head_loss":
+        return "head"
     if "scaled_dot_product" in operation or operation.startswith("tile_attention") or (scope.name == "layers" and "softmax" in operation):
         return "attention"
     return {"loss": "head", "layers": "elementwise", "rotary": "elementwise", "linear": "matrix", "backward": "other", "step": "other"}.get(
@@ -173,12 +177,35 @@ def flops_of(name: str, shapes: list[tuple[int, ...]]) -> int:
         backward = operation.endswith("backward")  # five products of two matrices, against two forward
         query, key = [*shapes, (), (), ()][1 if backward else 0 :][:2]
         return (10 if backward else 4) * math.prod(query) * key[-2] if len(query) == len(key) == 4 else 0
-    if operation in ("tile_attention", "tile_attention_backward") and len(shapes) > 5:  # only of pairs of blocks, the third from the end
-        backward = operation.endswith("backward")
-        _, heads, _, d = shapes[1 if backward else 0]
-        blocks, side = shapes[8 if backward else 5]
-        return (10 if backward else 4) * heads * d * blocks * side * side
-    return 0
+    return _KERNELS[operation](shapes) if operation in _KERNELS and len(shapes) > 3 else 0
+
+
+def _pairs(products: int, first: int, bits: int) -> Callable[[list[tuple[int, ...]]], int]:
+    """Of attention by pairs of blocks; first and bits: where (1, heads, T, d) and (pairs, side) stand among the arguments."""
+    return lambda shapes: products * shapes[first][1] * shapes[first][3] * shapes[bits][0] * shapes[bits][1] ** 2
+
+
+def _low_rank(thin: int, first: int) -> Callable[[list[tuple[int, ...]]], int]:
+    """Of an adapted layer: the product with its weight, if there is one, and thin ones; first: where x stands, before weight, a and b."""
+
+    def flops(shapes: list[tuple[int, ...]]) -> int:
+        (rows, width), weight, (rank, _), (out, _) = shapes[first : first + 4]
+        return 2 * rows * (math.prod(weight) * bool(weight) + thin * rank * (width + out))
+
+    return flops
+
+
+def _head(shapes: list[tuple[int, ...]]) -> int:
+    return (4 if shapes[3] else 2) * math.prod(shapes[0]) * shapes[1][0]
+
+
+_KERNELS: dict[str, Callable[[list[tuple[int, ...]]], int]] = {
+    "tile_attention": _pairs(4, 0, 5),
+    "tile_attention_backward": _pairs(10, 1, 8),
+    "low_rank": _low_rank(1, 0),
+    "low_rank_backward": _low_rank(2, 1),
+    "head_loss": _head,
+}
 
 
 def _sides(operation: str, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:

@@ -6,7 +6,8 @@
 The loss is a sum, so its gradient is known up to a scalar as soon as the logits are: nothing is computed a second time, and the logits are
 gone before the layers' backward pass begins. Of the logits, which are as many as the vocabulary is long, `LOGITS` rows exist at a time in
 the model's type, and a tile that fits the processor's cache in float32: on a CPU autograd's own way, which writes them out in float32
-half a dozen times, took four times as long.
+half a dozen times, took four times as long. Where the processor has a matrix unit, and the output layer is not trained, no logits lie in
+memory at all (`_tile_head`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from tunery.train import _tile_head
 
 LOGITS = 512
 """Rows of logits at a time: 50 MB in bfloat16 with a vocabulary of 49,152."""
@@ -61,7 +64,14 @@ class _Summed(torch.autograd.Function):
         grads = [torch.empty_like(t) if want else None for t, want in zip((hidden, weight), wanted, strict=True)]
         with _product_type(hidden) as dtype:
             x, w = hidden.to(dtype), weight.to(dtype)
+            by_tiles = not wanted[1] and _tile_head.able(x, w)
             for n, part in enumerate(_parts(len(x))):
+                if by_tiles:
+                    nats, dx = _tile_head.loss(x[part], w, targets[part], weights[part] if wanted[0] else None, factor)
+                    total += nats.dot(weights[part])
+                    if grads[0] is not None:
+                        grads[0][part] = dx
+                    continue
                 logits = x[part] @ w.T
                 for tile in _tiles(logits):
                     total += (_tile(logits[tile], targets[part][tile], factor, weights[part][tile] if any(wanted) else None)).dot(
@@ -83,7 +93,11 @@ class _Nats(torch.autograd.Function):
         found = torch.empty(len(hidden), device=hidden.device)
         with _product_type(hidden) as dtype:
             x, w = hidden.to(dtype), weight.to(dtype)
+            by_tiles = _tile_head.able(x, w)
             for part in _parts(len(x)):
+                if by_tiles:
+                    found[part] = _tile_head.loss(x[part], w, targets[part], None, factor)[0]
+                    continue
                 logits = x[part] @ w.T
                 for tile in _tiles(logits):
                     found[part][tile] = _tile(logits[tile], targets[part][tile], factor, None)
@@ -96,7 +110,11 @@ class _Nats(torch.autograd.Function):
         hidden, weight, targets = ctx.saved_tensors
         found = [torch.empty_like(t) if want else None for t, want in zip((hidden, weight), ctx.needs_input_grad[:2], strict=True)]
         x, w = hidden.to(ctx.dtype), weight.to(ctx.dtype)
+        by_tiles = found[0] is not None and found[1] is None and _tile_head.able(x, w)
         for n, part in enumerate(_parts(len(x))):
+            if by_tiles:
+                found[0][part] = _tile_head.loss(x[part], w, targets[part], grads[0][part], ctx.factor)[1]
+                continue
             logits = x[part] @ w.T
             for tile in _tiles(logits):
                 _tile(logits[tile], targets[part][tile], ctx.factor, grads[0][part][tile])

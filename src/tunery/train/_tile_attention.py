@@ -87,7 +87,7 @@ def _forward(
     if q.device.type != "meta":
         (q, *of_q), (k, *of_k), (v, *of_v) = map(_strided, (q, k, v))
         figures = (blocks, widest, tokens, heads, k.shape[1], d, float(scale))
-        _done(library.call("tile_attention", q.dtype, q, *of_q, k, *of_k, v, *of_v, starts, columns, bits, out, logsumexp, *figures))
+        library.done(library.call("tile_attention", q.dtype, q, *of_q, k, *of_k, v, *of_v, starts, columns, bits, out, logsumexp, *figures))
     return out, logsumexp
 
 
@@ -110,21 +110,13 @@ def _backward(
         (q, *of_q), (k, *of_k), (v, *of_v) = map(_strided, (q, k, v))
         figures = (len(starts) - 1, widest, tokens, heads, k.shape[1], d, float(scale))
         given = (q, *of_q, k, *of_k, v, *of_v, starts, columns, bits, out, logsumexp, dout.contiguous())
-        _done(library.call("tile_attention_backward", q.dtype, *given, dq, dk, dv, *figures))
+        library.done(library.call("tile_attention_backward", q.dtype, *given, dq, dk, dv, *figures))
     return dq, dk, dv
 
 
-def _done(code: int) -> None:
-    if code:
-        raise MemoryError("attention found no memory")
-
-
-_operations = torch.library.Library("tunery", "FRAGMENT")
 _among = "Tensor starts, Tensor columns, Tensor bits, int widest, float scale"
-_operations.define(f"tile_attention(Tensor q, Tensor k, Tensor v, {_among}) -> (Tensor, Tensor)")
-_operations.define(
-    f"tile_attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, {_among}) -> (Tensor, Tensor, Tensor)"
+library.define(f"tile_attention(Tensor q, Tensor k, Tensor v, {_among}) -> (Tensor, Tensor)", _forward)
+library.define(
+    f"tile_attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, {_among}) -> (Tensor, Tensor, Tensor)",
+    _backward,
 )
-for _device in ("CPU", "Meta"):
-    _operations.impl("tile_attention", _forward, _device)
-    _operations.impl("tile_attention_backward", _backward, _device)

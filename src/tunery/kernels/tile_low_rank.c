@@ -1,0 +1,268 @@
+// A frozen linear layer with a low-rank addition, by the matrix unit (Hu et al. 2021; Liu et al. 2024, section 4.3):
+//
+//     y  = gain ∘ (x Wᵀ + thin Mᵀ) + bias        thin = x Aᵀ, M = scale · B
+//     dx = dy W + dthin A                        dthin = dy M
+//     dA = dthinᵀ x,   dB = scale · dyᵀ thin
+//
+// The thin products are summands of the thick one, so nothing is read or rounded twice. A and M, float32, take part as sums of two numbers of
+// bfloat16, which is exact to 16 bits; thin and dthin are bfloat16. W is taken in slabs of 32 of the result's columns, laid out as the unit
+// wants them once for all rows. Sizes of W are multiples of 32, and there are at least 32 rows.
+#include "tiles.h"
+
+#ifdef TILES
+#define PARTS 2   // numbers of bfloat16 for one of float32
+#define DEPTH 576  // summands that are taken at a time: 32 rows of them are 36 KB, a core's first cache
+#define PANEL 4    // slabs that are taken for each block of rows, which is read once for them
+
+typedef struct {
+    const uint16_t *values;
+    int64_t width;  // a multiple of 32
+} side;
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// 32 numbers, `gap` apart and times `by`, as bfloat16: the nearest, and of what is left the nearest.
+static inline void split(const float *from, int64_t count, float by, uint16_t *high, uint16_t *low) {
+    for (int64_t n = 0; n < count; n += TILE) {
+        __mmask16 own = count - n < TILE ? (__mmask16)((1 << (count - n)) - 1) : 0xffff;
+        __m512 f = _mm512_mul_ps(_mm512_maskz_loadu_ps(own, from + n), _mm512_set1_ps(by));
+        __m256i near = (__m256i)_mm512_cvtneps_pbh(f);
+        __m512 left = _mm512_sub_ps(f, (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(near), 16));
+        _mm256_storeu_si256((__m256i *)(high + n), near);
+        _mm256_storeu_si256((__m256i *)(low + n), (__m256i)_mm512_cvtneps_pbh(left));
+    }
+}
+
+// Where a block of rows begins: the last one ends with the last row, and shares rows with the one before.
+static inline int64_t block_start(int64_t block, int64_t rows) { return least(block * SIDE, rows - SIDE); }
+
+// Thin (rows, rank) and twice side by side (rows, 2 · whole), with `whole` columns of which those after the rank are 0, of rows `first` on.
+static void make_thin(const uint16_t *x, int64_t width, const uint16_t *laid, float *sums, int64_t first, int64_t rank, int64_t whole,
+                      uint16_t *thin, uint16_t *twice) {
+    for (int64_t k = 0; k < whole; k += TILE, laid += width * SIDE) {
+        clear();
+        add_up(x + first * width, width, laid, 0, width);
+        put(sums);
+        for (int64_t i = 0; i < SIDE; i++) {
+            const float *row = sums + i / TILE * 2 * QUARTER + i % TILE * TILE;
+            __m256i own = (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps(_mm512_load_ps(row), _mm512_load_ps(row + QUARTER)));
+            _mm256_storeu_si256((__m256i *)(twice + (first + i) * 2 * whole + k), own);
+            _mm256_storeu_si256((__m256i *)(twice + (first + i) * 2 * whole + whole + k), own);
+            if (thin) memcpy(thin + (first + i) * rank + k, &own, (size_t)least(rank - k, TILE) * 2);
+        }
+    }
+}
+
+// What `make_thin` takes on its right side for 32 of A's columns from j on, A (rank, width): for each 16 rows of A two tiles, of their parts.
+static void lay_thin_across(const float *a, int64_t rank, int64_t whole, int64_t width, int64_t j, uint16_t *laid) {
+    uint16_t part[PARTS][TILE * SIDE] __attribute__((aligned(64)));
+    for (int64_t k = 0; k < whole; k += TILE) {
+        memset(part, 0, sizeof part);
+        for (int64_t i = 0; i < least(rank - k, TILE); i++) split(a + (k + i) * width + j, SIDE, 1.0f, part[0] + i * SIDE, part[1] + i * SIDE);
+        for (int n = 0; n < PARTS; n++)
+            lay_tile(part[n], SIDE, laid + k * width * PARTS + j * SIDE + n * 2 * QUARTER);
+    }
+}
+
+// The same for 32 of B's rows from j on, B (width, rank).
+static void lay_thin_down(const float *b, float scale, int64_t rank, int64_t whole, int64_t width, int64_t j, uint16_t *laid) {
+    uint16_t part[PARTS][SIDE * TILE] __attribute__((aligned(64)));
+    for (int64_t k = 0; k < whole; k += TILE) {
+        for (int64_t i = 0; i < SIDE; i++)
+            split(b + (j + i) * rank + k, least(rank - k, TILE), scale, part[0] + i * TILE, part[1] + i * TILE);
+        for (int n = 0; n < PARTS; n++)
+            for (int i = 0; i < TILE; i++)
+                _mm512_store_si512(laid + k * width * PARTS + j * SIDE + n * 2 * QUARTER + i * SIDE,
+                                   in_turn(part[n] + 2 * i * TILE, part[n] + (2 * i + 1) * TILE));
+    }
+}
+
+// Rows of 32 sums, done: what is kept of them, and the result. Past the caches: a line that is written whole need not be read before.
+static inline void finish(const float *sums, int64_t first, int64_t column, int64_t width, const float *gain, const float *bias, uint16_t *y,
+                          uint16_t *kept) {
+    for (int64_t i = 0; i < SIDE; i++) {
+        const float *row = sums + i / TILE * 2 * QUARTER + i % TILE * TILE;
+        __m512 low = _mm512_load_ps(row), high = _mm512_load_ps(row + QUARTER);
+        int64_t at = (first + i) * width + column;
+        if (kept) _mm512_stream_si512((void *)(kept + at), narrowed(low, high));
+        if (gain) low = _mm512_mul_ps(low, _mm512_loadu_ps(gain + column)), high = _mm512_mul_ps(high, _mm512_loadu_ps(gain + column + TILE));
+        if (bias) low = _mm512_add_ps(low, _mm512_loadu_ps(bias + column)), high = _mm512_add_ps(high, _mm512_loadu_ps(bias + column + TILE));
+        _mm512_stream_si512((void *)(y + at), narrowed(low, high));
+    }
+}
+
+// 32 · count columns of y = x · panel + twice · (what follows in each slab), over all rows. partial: count sums.
+static void product(side x, side twice, const uint16_t *panel, int64_t count, float *partial, int64_t rows, int64_t column, int64_t width,
+                    const float *gain, const float *bias, uint16_t *y, uint16_t *kept) {
+    int64_t blocks = (rows + SIDE - 1) / SIDE, slab_values = (x.width + twice.width) * SIDE;
+    int64_t depths = (x.width + DEPTH - 1) / DEPTH, depth = (x.width / SIDE + depths - 1) / depths * SIDE;
+    for (int64_t block = 0; block < blocks; block++) {
+        int64_t first = block_start(block, rows);
+        for (int64_t from = 0; from < x.width; from += depth) {
+            int64_t to = least(from + depth, x.width);
+            for (int64_t n = 0; n < count; n++) {
+                float *sums = partial + n * AREA;
+                const uint16_t *slab = panel + n * slab_values;
+                if (from)
+                    fetch(sums);
+                else
+                    clear();
+                add_up(x.values + first * x.width, x.width, slab, from, to);
+                if (to == x.width) add_up(twice.values + first * twice.width, twice.width, slab + x.width * SIDE, 0, twice.width);
+                put(sums);
+                if (to == x.width) finish(sums, first, column + n * SIDE, width, gain, bias, y, kept);
+            }
+        }
+    }
+}
+
+// x: (rows, in), w: (out, in), a: (rank, in), b: (out, rank), gain, bias: (out) or null, y, kept: (rows, out), kept may be null,
+// thin: (rows, rank). Returns 0, or 1 where there is no memory.
+int tile_low_rank_bf16(const uint16_t *x, const uint16_t *w, const float *a, const float *b, float scale, const float *gain, const float *bias,
+                       uint16_t *y, uint16_t *kept, uint16_t *thin, int64_t rows, int64_t in, int64_t out, int64_t rank, int threads) {
+    int64_t whole = (rank + TILE - 1) / TILE * TILE, blocks = (rows + SIDE - 1) / SIDE, twice_width = 2 * whole;
+    size_t laid_size = (size_t)(whole * in * PARTS * 2), twice_size = ROUND((size_t)(rows * twice_width * 2));
+    size_t slab_size = (size_t)((in + twice_width) * SIDE * 2), own = PANEL * slab_size + (size_t)(SIDE * twice_width * 2) + PANEL * AREA * 4;
+    uint8_t *memory = aligned_alloc(64, laid_size + twice_size + (size_t)threads * own);
+    if (memory == 0) return 1;
+    uint16_t *laid = (uint16_t *)memory, *twice = (uint16_t *)(memory + laid_size);
+#pragma omp parallel num_threads(threads)
+    {
+        tile_shapes found;
+        tiles_begin(&found);
+#pragma omp for schedule(static)
+        for (int64_t j = 0; j < in; j += SIDE) lay_thin_across(a, rank, whole, in, j, laid);
+#pragma omp for schedule(static)
+        for (int64_t thread = 0; thread < threads; thread++) {
+            float *sums = (float *)(memory + laid_size + twice_size + (size_t)(thread + 1) * own) - AREA;
+            for (int64_t n = blocks * thread / threads; n < blocks * (thread + 1) / threads; n++)
+                make_thin(x, in, laid, sums, block_start(n, rows), rank, whole, thin, twice);
+        }
+#pragma omp for schedule(static)
+        for (int64_t thread = 0; thread < threads; thread++) {
+            uint8_t *at = memory + laid_size + twice_size + (size_t)thread * own;
+            uint16_t *panel = (uint16_t *)at, *parts = (uint16_t *)(at + PANEL * slab_size);
+            float *partial = (float *)(at + PANEL * slab_size + (size_t)(SIDE * twice_width * 2));
+            memset(parts, 0, (size_t)(SIDE * twice_width * 2));
+            int64_t last = out / SIDE * (thread + 1) / threads;
+            for (int64_t n = out / SIDE * thread / threads, count; n < last; n += count) {
+                count = least(PANEL, last - n);
+                for (int64_t c = 0; c < count; c++) {
+                    uint16_t *slab = panel + c * slab_size / 2;
+                    lay_across(w + (n + c) * SIDE * in, slab, in);
+                    for (int64_t i = 0; i < SIDE; i++)
+                        split(b + ((n + c) * SIDE + i) * rank, rank, scale, parts + i * twice_width, parts + i * twice_width + whole);
+                    lay_across(parts, slab + in * SIDE, twice_width);
+                }
+                product((side){x, in}, (side){twice, twice_width}, panel, count, partial, rows, n * SIDE, out, gain, bias, y, kept);
+            }
+        }
+        _mm_sfence();
+        tiles_end(&found);
+    }
+    free(memory);
+    return 0;
+}
+
+// to (rank, width) = by · turnedᵀ x for 32 · count columns of x (rows, width): turned (blocks, whole, 32) are the thin matrix's columns.
+static void outer(const uint16_t *x, int64_t rows, int64_t width, int64_t column, int64_t count, const uint16_t *turned, int64_t rank,
+                  int64_t whole, float by, uint16_t *panel, float *sums, float *to, int64_t row_gap, int64_t column_gap) {
+    static const uint16_t zeros[SIDE * PANEL];
+    int64_t blocks = (rows + SIDE - 1) / SIDE;
+    for (int64_t at = 0; at < blocks * SIDE; at += 2) {
+        const uint16_t *a = at < rows ? x + at * width + column : zeros, *b = at + 1 < rows ? x + (at + 1) * width + column : zeros;
+        for (int64_t c = 0; c < count; c++) both_in_turn(a + c * SIDE, b + c * SIDE, panel + (c * blocks + at / SIDE) * AREA + at % SIDE / 2 * SIDE);
+    }
+    for (int64_t c = 0; c < count; c++, column += SIDE, panel += blocks * AREA)
+        for (int64_t k = 0; k < whole; k += TILE) {
+            _tile_zero(0);
+            _tile_zero(1);
+            for (int64_t block = 0; block < blocks; block++) {
+                _tile_loadd(4, turned + (block * whole + k) * SIDE, 64);
+                _tile_loadd(6, panel + block * AREA, 64);
+                _tile_loadd(7, panel + block * AREA + 2 * QUARTER, 64);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 4, 7);
+            }
+            _tile_stored(0, sums, 64);
+            _tile_stored(1, sums + QUARTER, 64);
+            for (int64_t i = 0; i < least(rank - k, TILE); i++)
+                for (int64_t j = 0; j < SIDE; j++)
+                    to[(k + i) * row_gap + (column + j) * column_gap] = by * sums[j / TILE * QUARTER + i * TILE + j % TILE];
+        }
+}
+
+// The columns of a thin matrix (rows, gap), `whole` of them of which those after the rank are 0: (blocks, whole, 32).
+static void turn_thin(const uint16_t *thin, int64_t gap, int64_t rank, int64_t whole, int64_t rows, int64_t block, uint16_t *turned) {
+    turned += block * whole * SIDE;
+    memset(turned, 0, (size_t)(whole * SIDE * 2));
+    for (int64_t i = 0; i < least(rows - block * SIDE, SIDE); i++)
+        for (int64_t k = 0; k < rank; k++) turned[k * SIDE + i] = thin[(block * SIDE + i) * gap + k];
+}
+
+// dx: (rows, in) or null, da: (rank, in), db: (out, rank). Returns 0, or 1 where there is no memory.
+int tile_low_rank_backward_bf16(const uint16_t *dy, const uint16_t *x, const uint16_t *w, const float *a, const float *b, float scale,
+                                const uint16_t *thin, uint16_t *dx, float *da, float *db, int64_t rows, int64_t in, int64_t out, int64_t rank,
+                                int threads) {
+    int64_t whole = (rank + TILE - 1) / TILE * TILE, blocks = (rows + SIDE - 1) / SIDE, twice_width = 2 * whole;
+    size_t laid_size = (size_t)(whole * out * PARTS * 2), twice_size = ROUND((size_t)(rows * twice_width * 2));
+    size_t turned_size = (size_t)(blocks * whole * SIDE * 2), slab_size = (size_t)((out + twice_width) * SIDE * 2);
+    size_t rows_size = (size_t)(PANEL * blocks * AREA * 2), panel_size = rows_size > PANEL * slab_size ? rows_size : PANEL * slab_size;
+    size_t own = panel_size + (size_t)(SIDE * twice_width * 2) + PANEL * AREA * 4;
+    uint8_t *memory = aligned_alloc(64, laid_size + twice_size + 2 * turned_size + (size_t)threads * own);
+    if (memory == 0) return 1;
+    uint16_t *laid = (uint16_t *)memory, *twice = (uint16_t *)(memory + laid_size), *thin_turned = (uint16_t *)(memory + laid_size + twice_size);
+    uint16_t *dthin_turned = thin_turned + turned_size / 2;
+    uint8_t *working = memory + laid_size + twice_size + 2 * turned_size;
+#pragma omp parallel num_threads(threads)
+    {
+        tile_shapes found;
+        tiles_begin(&found);
+#pragma omp for schedule(static)
+        for (int64_t j = 0; j < out; j += SIDE) lay_thin_down(b, scale, rank, whole, out, j, laid);
+#pragma omp for schedule(static)
+        for (int64_t thread = 0; thread < threads; thread++) {
+            float *sums = (float *)(working + (size_t)(thread + 1) * own) - AREA;
+            for (int64_t n = blocks * thread / threads; n < blocks * (thread + 1) / threads; n++) {
+                make_thin(dy, out, laid, sums, block_start(n, rows), rank, whole, 0, twice);
+                turn_thin(thin, rank, rank, whole, rows, n, thin_turned);
+            }
+        }
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < blocks; n++) turn_thin(twice, twice_width, rank, whole, rows, n, dthin_turned);
+#pragma omp for schedule(static)
+        for (int64_t thread = 0; thread < threads; thread++) {
+            uint8_t *at = working + (size_t)thread * own;
+            uint16_t *panel = (uint16_t *)at, *parts = (uint16_t *)(at + panel_size);
+            float *partial = (float *)(at + panel_size + (size_t)(SIDE * twice_width * 2));
+            memset(parts, 0, (size_t)(SIDE * twice_width * 2));
+            int64_t last = in / SIDE * (thread + 1) / threads;
+            for (int64_t n = in / SIDE * thread / threads, count; n < last; n += count) {
+                count = least(PANEL, last - n);
+                outer(x, rows, in, n * SIDE, count, dthin_turned, rank, whole, 1.0f, panel, partial, da, in, 1);
+                if (dx == 0) continue;
+                for (int64_t j = 0; j < out / 2; j++)
+                    for (int64_t c = 0; c < count; c++)
+                        both_in_turn(w + 2 * j * in + (n + c) * SIDE, w + (2 * j + 1) * in + (n + c) * SIDE,
+                                     panel + c * slab_size / 2 + j / TILE * AREA + j % TILE * SIDE);
+                for (int64_t c = 0; c < count; c++) {
+                    uint16_t *rest = panel + c * slab_size / 2 + out * SIDE;
+                    for (int64_t k = 0; k < rank; k++) split(a + k * in + (n + c) * SIDE, SIDE, 1.0f, parts + k * SIDE, parts + (whole + k) * SIDE);
+                    for (int64_t j = 0; j < whole; j++)
+                        both_in_turn(parts + 2 * j * SIDE, parts + (2 * j + 1) * SIDE, rest + j / TILE * AREA + j % TILE * SIDE);
+                }
+                product((side){dy, out}, (side){twice, twice_width}, panel, count, partial, rows, n * SIDE, in, 0, 0, dx, 0);
+            }
+            last = out / SIDE * (thread + 1) / threads;
+            for (int64_t n = out / SIDE * thread / threads, count; n < last; n += count) {
+                count = least(PANEL, last - n);
+                outer(dy, rows, out, n * SIDE, count, thin_turned, rank, whole, scale, panel, partial, db, 1, rank);
+            }
+        }
+        _mm_sfence();
+        tiles_end(&found);
+    }
+    free(memory);
+    return 0;
+}
+#endif

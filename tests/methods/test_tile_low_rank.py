@@ -1,0 +1,111 @@
+"""An adapted layer by the matrix unit is no further from exact than the same layer by torch's operations and the other kernels."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tunery.kernels import library
+from tunery.methods import _tile_low_rank
+from tunery.methods._lora_linear import LoraLinear
+
+pytestmark = pytest.mark.skipif(not library.tiles(), reason="this processor has no matrix unit")
+
+
+def layer(width: int, out: int, rank: int, bias: bool, dora: bool) -> LoraLinear:
+    generator = torch.Generator().manual_seed(width + out + rank)
+    base = nn.Linear(width, out, bias=bias)
+    with torch.no_grad():
+        for p in base.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) / width**0.5)
+    made = LoraLinear(base.requires_grad_(False), rank, 0.7, 0.0, generator, dora)
+    with torch.no_grad():
+        made.lora_B.copy_(torch.randn(out, rank, generator=generator) / rank**0.5)
+        if dora:
+            made.lora_magnitude_vector.mul_(1 + 0.1 * torch.randn(out, generator=generator))
+    return made
+
+
+def results(made: LoraLinear, x: torch.Tensor, wants_dx: bool = True) -> dict[str, torch.Tensor]:
+    """The output and every gradient, by name."""
+    x = x.detach().clone().requires_grad_(wants_dx)
+    y = made(x)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(y.dtype)
+    learned = {n: p for n, p in made.named_parameters() if p.requires_grad}
+    inputs = [*learned.values(), *([x] if wants_dx else [])]
+    return {"y": y.detach(), **dict(zip([*learned, "x"], torch.autograd.grad(y, inputs, grad), strict=False))}
+
+
+def compare(made: LoraLinear, rows: tuple[int, ...], wants_dx: bool = True) -> None:
+    made.base.bfloat16()
+    x = torch.randn(*rows, made.base.in_features, generator=torch.Generator().manual_seed(2)).bfloat16()
+    assert _tile_low_rank.able(x, made.base)
+    ours = results(made, x, wants_dx)
+    with library.without():
+        torchs = results(made, x, wants_dx)
+    exact = results(made.float(), x.float(), wants_dx)
+    assert ours.keys() == torchs.keys() == exact.keys()
+    for name, true in exact.items():
+        off, theirs = ((found[name].double() - true).norm() for found in (ours, torchs))
+        assert off <= 1.1 * theirs + 3e-4 * true.norm(), name
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.tuples(st.integers(32, 150)) | st.tuples(st.just(1), st.integers(32, 70)),
+    st.sampled_from([(32, 32), (64, 160), (192, 96), (640, 64), (1216, 32)]),
+    st.integers(1, 40),
+    st.booleans(),
+    st.booleans(),
+)
+def test_any_shape(rows: tuple[int, ...], sizes: tuple[int, int], rank: int, bias: bool, dora: bool) -> None:
+    compare(layer(*sizes, rank, bias, dora), rows)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_no_gradient_for_the_input_where_nobody_asks(dora: bool) -> None:
+    compare(layer(64, 96, 8, True, dora), (50,), wants_dx=False)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 7, 16])
+def test_any_number_of_threads(threads: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        compare(layer(96, 160, 16, False, True), (70,))
+        made, x = layer(96, 160, 16, False, True), torch.randn(70, 96, generator=torch.Generator().manual_seed(3)).bfloat16()
+        made.base.bfloat16()
+        first, second = results(made, x), results(made, x)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("x", "base"),
+    [
+        (torch.zeros(31, 64, dtype=torch.bfloat16), nn.Linear(64, 64, dtype=torch.bfloat16)),
+        (torch.zeros(40, 48, dtype=torch.bfloat16), nn.Linear(48, 64, dtype=torch.bfloat16)),
+        (torch.zeros(40, 64, dtype=torch.bfloat16), nn.Linear(64, 40, dtype=torch.bfloat16)),
+        (torch.zeros(40, 64), nn.Linear(64, 64)),
+        (torch.zeros(40, 64, dtype=torch.bfloat16), nn.Linear(64, 64)),
+    ],
+)
+def test_what_it_cannot_take_goes_the_other_way(x: torch.Tensor, base: nn.Linear) -> None:
+    assert not _tile_low_rank.able(x, base)
+
+
+def test_rows_that_are_no_block_do_not_touch_what_lies_behind_them() -> None:
+    """A result inside a larger tensor: what surrounds it stays."""
+    made = layer(64, 96, 8, False, False)
+    made.base.bfloat16()
+    x = torch.randn(45, 64).bfloat16()
+    around: Any = torch.full((60, 96), 7.0, dtype=torch.bfloat16)
+    thin = torch.zeros(45, 8, dtype=torch.bfloat16)
+    given = (x, made.base.weight, made.lora_A, made.lora_B, 0.7, None, None, around[5:50], None, thin, 45, 64, 96, 8)
+    assert library.call("tile_low_rank", torch.bfloat16, *given) == 0
+    assert (around[:5] == 7).all()
+    assert (around[50:] == 7).all()
