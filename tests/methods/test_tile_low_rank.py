@@ -50,7 +50,8 @@ def compare(made: LoraLinear, rows: tuple[int, ...], wants_dx: bool = True) -> N
     assert ours.keys() == torchs.keys() == exact.keys()
     for name, true in exact.items():
         off, theirs = ((found[name].double() - true).norm() for found in (ours, torchs))
-        assert off <= 1.1 * theirs + 3e-4 * true.norm(), name
+        # Or, where torch's way is float32 throughout, what rounding a few factors to bfloat16 gives (2⁻⁹ each).
+        assert off <= max(1.25 * theirs, 4e-3 * true.norm()), name
 
 
 @settings(max_examples=20, deadline=None)
