@@ -106,7 +106,34 @@ def test_rows_that_are_no_block_do_not_touch_what_lies_behind_them() -> None:
     x = torch.randn(45, 64).bfloat16()
     around: Any = torch.full((60, 96), 7.0, dtype=torch.bfloat16)
     thin = torch.zeros(45, 8, dtype=torch.bfloat16)
-    given = (x, made.base.weight, made.lora_A, made.lora_B, 0.7, None, None, around[5:50], None, thin, 45, 64, 96, 8)
+    given = (x, made.base.weight, *[None] * 7, made.lora_A, made.lora_B, 0.7, None, None, None, around[5:50], thin, None, None, None, 45, 64, 96, 8)
     assert library.call("tile_low_rank", torch.bfloat16, *given) == 0
     assert (around[:5] == 7).all()
     assert (around[50:] == 7).all()
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("dora", [True, False])
+def test_four_bits_are_what_they_stand_for(double: bool, dora: bool) -> None:
+    _nf4 = pytest.importorskip("tunery.methods._nf4")
+    made = layer(192, 96, 8, False, dora)
+    coded = _nf4.quantise(made.base, double)
+    made.base = nn.Linear(192, 96, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    made.base.weight.data = coded.dense(torch.bfloat16)
+    x = torch.randn(70, 192, generator=torch.Generator().manual_seed(3)).bfloat16()
+    written_out = results(made, x)
+    made.base = coded
+    in_four = results(made, x)
+    assert all(torch.equal(written_out[name], in_four[name]) for name in written_out)
+
+
+def test_a_magnitude_of_nothing_learns_too() -> None:
+    """Its row of the result is 0, so what the gain multiplies is kept beside it."""
+    made = layer(64, 96, 8, False, True)
+    with torch.no_grad():
+        made.lora_magnitude_vector[5] = 0
+    compare(made, (40,))
+    made.base.bfloat16()
+    found = results(made, torch.randn(40, 64).bfloat16())
+    assert not found["y"][:, 5].any()
+    assert found["lora_magnitude_vector"][5] != 0

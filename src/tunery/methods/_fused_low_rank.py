@@ -75,7 +75,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         flat, a, m, thin, kept, gain = ctx.saved_tensors
         dy = grads[0].reshape(-1, grads[0].shape[-1]).contiguous()
-        dsum, dgain = gain_backward(dy, kept, gain)
+        dsum, dgain = _gain_backward(dy, kept, gain)
         dthin = dsum @ m.to(dy.dtype).T
         dx = None
         if ctx.needs_input_grad[0]:
@@ -83,7 +83,7 @@ class _Product(torch.autograd.Function):
         return dx, None, (dthin.T @ flat).to(a.dtype), (thin.T @ dsum).to(m.dtype), dgain
 
 
-def gain_backward(dy: torch.Tensor, kept: torch.Tensor, gain: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _gain_backward(dy: torch.Tensor, kept: torch.Tensor, gain: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(gain · dy, Σ dy · kept over the rows)."""
     if dy.device.type == "meta":
         return dy * kept, torch.empty_like(gain)

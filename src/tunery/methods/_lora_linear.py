@@ -103,7 +103,8 @@ class LoraLinear(nn.Module):
         a, b = self.factors()
         dropping = self.dropout > 0 and self.training  # acts on the adapter's input alone
         if not dropping and _tile_low_rank.able(x, self.base):
-            return _tile_low_rank.product(x, self.base, a, b, self.scale, self.lora_magnitude_vector / self.norm() if self.dora else None)
+            of_dora = (self.lora_magnitude_vector, self.square) if self.dora else ()
+            return _tile_low_rank.product(x, self.base, a, b, self.scale, *of_dora)
         if not self.dora:
             a, b = a.to(x.dtype), b.to(x.dtype) * self.scale
             if dropping:

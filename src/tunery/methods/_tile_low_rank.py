@@ -4,7 +4,8 @@ y    = g · (x Wᵀ + thin Mᵀ) + bias       thin = x Aᵀ,  M = sB,  for DoRA 
 dx   = (g·dy) W + dthin A                dthin = (g·dy) M
 dA   = dthinᵀ x,   dB = s · (g·dy)ᵀ thin,   dg = Σ dy · (x Wᵀ + thin Mᵀ)
 
-Sums are float32 until they are stored; A, B and their gradients are float32. Both directions are operations of torch's, so that whoever watches
+Sums are float32 until they are stored; A, B and their gradients are float32. The norm and the gain are taken, and a weight in four bits is
+written out, while the weight is laid out for the unit, so neither is a pass of its own. Both directions are operations of torch's, so that whoever watches
 operations sees them.
 """
 
@@ -15,9 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tunery.kernels import library
+from tunery.kernels import library, nf4
 from tunery.methods._frozen import frozen_weight
-from tunery.methods._fused_low_rank import gain_backward
 
 SIDE = 32
 """Rows and columns of what the unit computes at a time."""
@@ -32,71 +32,122 @@ def able(x: torch.Tensor, base: nn.Linear) -> bool:
 
 
 def product(
-    x: torch.Tensor, base: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: float, gain: torch.Tensor | None = None
+    x: torch.Tensor,
+    base: nn.Linear,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale: float,
+    magnitude: torch.Tensor | None = None,
+    square: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x: (..., in), a: (rank, in), b: (out, rank), gain: (out,), all three float32 → (..., out), with gradients for all but the base."""
-    y: torch.Tensor = _Product.apply(x, base, a, b, gain, scale)
+    """x: (..., in), a: (rank, in), b: (out, rank) → (..., out), with gradients for all but the base.
+
+    For DoRA magnitude: (out,), square: (out,) ‖W‖² of each row. All but x are float32.
+    """
+    y: torch.Tensor = _Product.apply(x, base, a, b, magnitude, square, scale)
     return y
+
+
+def _frozen(base: Any, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The layer's weight, and where that is in four bits, what they stand for."""
+    coded = nf4.parts(base.weight.data, base.weight.quant_state) if hasattr(base, "dense") else None
+    return (base.weight.data, coded) if coded else (frozen_weight(base, dtype), [])
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, base: nn.Linear, a: torch.Tensor, b: torch.Tensor, gain: torch.Tensor | None, scale: float
+        ctx: Any,
+        x: torch.Tensor,
+        base: nn.Linear,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        magnitude: torch.Tensor | None,
+        square: torch.Tensor | None,
+        scale: float,
     ) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
         bias = None if base.bias is None else base.bias.float()
         a, b = a.contiguous(), b.contiguous()
-        y, thin, kept = torch.ops.tunery.low_rank(flat, frozen_weight(base, x.dtype), a, b, scale, gain, bias)
-        ctx.save_for_backward(flat, a, b, thin, *((gain, kept) if gain is not None else ()))
-        ctx.base, ctx.shape, ctx.scale = base, x.shape, scale
+        y, thin, kept, gain, norm = torch.ops.tunery.low_rank(flat, *_frozen(base, x.dtype), a, b, scale, magnitude, square, bias)
         result: torch.Tensor = y.view(*x.shape[:-1], y.shape[-1])
+        ctx.of_result = not len(kept)
+        ctx.save_for_backward(flat, a, b, thin, *((result if ctx.of_result else kept, gain, norm) if magnitude is not None else ()))
+        ctx.base, ctx.shape, ctx.scale = base, x.shape, scale
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         flat, a, b, thin, *of_gain = ctx.saved_tensors
         dy = grads[0].reshape(-1, grads[0].shape[-1]).contiguous()
-        dgain = None
-        if of_gain:
-            gain, kept = of_gain
-            dy, dgain = gain_backward(dy, kept, gain)
-        weight = frozen_weight(ctx.base, dy.dtype) if ctx.needs_input_grad[0] else None
-        dx, da, db = torch.ops.tunery.low_rank_backward(dy, flat, weight, a, b, thin, ctx.scale)
-        return dx.view(ctx.shape) if weight is not None else None, None, da, db, dgain, None
+        kept, gain, norm = (of_gain[0].view_as(dy), *of_gain[1:]) if of_gain else (None, None, None)
+        weight, coded = _frozen(ctx.base, dy.dtype) if ctx.needs_input_grad[0] else (None, [])
+        dx, da, db, dgain = torch.ops.tunery.low_rank_backward(dy, flat, weight, coded, a, b, thin, ctx.scale, gain, kept, ctx.of_result)
+        return dx.view(ctx.shape) if weight is not None else None, None, da, db, dgain / norm if of_gain else None, None, None
 
 
 def _forward(
     x: torch.Tensor,
     weight: torch.Tensor,
+    coded: list[torch.Tensor],
     a: torch.Tensor,
     b: torch.Tensor,
     scale: float,
-    gain: torch.Tensor | None,
+    magnitude: torch.Tensor | None,
+    square: torch.Tensor | None,
     bias: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(y, thin, and with a gain what it multiplies)"""
-    rows, (out, width), rank = len(x), weight.shape, len(a)
+) -> tuple[torch.Tensor, ...]:
+    """(y, thin; for DoRA what the gain multiplies, unless it can be had from y, the gain and the norm; else three of nothing)"""
+    rows, rank, width, out = len(x), *a.shape, len(b)
     y, thin = x.new_empty(rows, out), x.new_empty(rows, rank)
-    kept = x.new_empty(rows if gain is not None else 0, out)
-    if x.device.type != "meta":
-        given = (x, weight, a, b, float(scale), gain, bias, y, None if gain is None else kept, thin)
+    real, dora = x.device.type != "meta", magnitude is not None
+    keeps = dora and (bias is not None or (real and bool(library.call("any_zero", torch.float32, magnitude, out))))
+    kept, gain, norm = x.new_empty(rows * keeps, out), a.new_empty(out * dora), a.new_empty(out * dora)
+    if real:
+        made = (kept if keeps else None, *((gain, norm) if dora else (None, None)))
+        given = (x, *_plain(weight, coded), a, b, float(scale), magnitude, square, bias, y, thin, *made)
         library.done(library.call("tile_low_rank", x.dtype, *given, rows, width, out, rank))
-    return y, thin, kept
+    return y, thin, kept, gain, norm
 
 
 def _backward(
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, thin: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dx, of no rows without a weight; da, db)"""
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    coded: list[torch.Tensor],
+    a: torch.Tensor,
+    b: torch.Tensor,
+    thin: torch.Tensor,
+    scale: float,
+    gain: torch.Tensor | None,
+    kept: torch.Tensor | None,
+    of_result: bool,
+) -> tuple[torch.Tensor, ...]:
+    """(dx, of no rows without a weight; da, db; dgain, of nothing without a gain). of_result: whether kept is y."""
     dx, da, db = x.new_empty(len(x) if weight is not None else 0, x.shape[1]), torch.empty_like(a), torch.empty_like(b)
+    dgain = a.new_empty(0 if gain is None else len(gain))
     if x.device.type != "meta":
-        given = (dy, x, weight, a, b, float(scale), thin, None if weight is None else dx, da, db)
+        made = (None if weight is None else dx, da, db, None if gain is None else dgain)
+        given = (dy, x, *_plain(weight, coded), a, b, float(scale), thin, gain, kept, *made, int(of_result))
         library.done(library.call("tile_low_rank_backward", x.dtype, *given, *x.shape, dy.shape[1], len(a)))
-    return dx, da, db
+    return dx, da, db, dgain
 
 
-library.define("low_rank(Tensor x, Tensor weight, Tensor a, Tensor b, float scale, Tensor? gain, Tensor? bias) -> (Tensor, Tensor, Tensor)", _forward)
+def _plain(weight: torch.Tensor | None, coded: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
+    """As the kernel takes a weight: values; or packed ones, code, scales, or the code of scales of scales with what belongs to it."""
+    if not coded:
+        return weight, None, None, None, None, None, None, None
+    code, *scales = coded
+    return (None, weight, code, scales[0], None, None, None, None) if len(scales) == 1 else (None, weight, code, None, *scales)
+
+
 library.define(
-    "low_rank_backward(Tensor dy, Tensor x, Tensor? weight, Tensor a, Tensor b, Tensor thin, float scale) -> (Tensor, Tensor, Tensor)", _backward
+    "low_rank(Tensor x, Tensor weight, Tensor[] coded, Tensor a, Tensor b, float scale, Tensor? magnitude, Tensor? square, Tensor? bias) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+)
+library.define(
+    "low_rank_backward(Tensor dy, Tensor x, Tensor? weight, Tensor[] coded, Tensor a, Tensor b, Tensor thin, float scale, Tensor? gain, "
+    "Tensor? kept, bool of_result) -> (Tensor, Tensor, Tensor, Tensor)",
+    _backward,
 )

@@ -312,8 +312,8 @@ _KERNELS: dict[str, Callable[..., None]] = {
     "_scaled_dot_product_flash_attention_for_cpu_backward": _flash("attention_backward", 1, 10),
     "tile_attention": _tiles("attention", 0, 4),
     "tile_attention_backward": _tiles("attention_backward", 1, 10),
-    "low_rank": lambda result, x, weight, a, b, *rest: _low_rank(result, x, weight, a, b),
-    "low_rank_backward": lambda result, dy, x, weight, a, b, *rest: _low_rank(result, x, weight, a, b, True),
+    "low_rank": lambda result, x, weight, coded, a, b, *rest: _low_rank(result, x, weight, a, b),
+    "low_rank_backward": lambda result, dy, x, weight, coded, a, b, *rest: _low_rank(result, x, weight, a, b, True),
     "head_loss": _head_loss,
 }
 """Operations that are more than one product, by name: each adds what it computes, from its arguments."""

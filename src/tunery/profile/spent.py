@@ -186,11 +186,11 @@ def _pairs(products: int, first: int, bits: int) -> Callable[[list[tuple[int, ..
 
 
 def _low_rank(thin: int, first: int) -> Callable[[list[tuple[int, ...]]], int]:
-    """Of an adapted layer: the product with its weight, if there is one, and thin ones; first: where x stands, before weight, a and b."""
+    """Of an adapted layer: the product with its weight, if there is one, and thin ones; first: where x stands, before weight, code, a and b."""
 
     def flops(shapes: list[tuple[int, ...]]) -> int:
-        (rows, width), weight, (rank, _), (out, _) = shapes[first : first + 4]
-        return 2 * rows * (math.prod(weight) * bool(weight) + thin * rank * (width + out))
+        (rows, width), weight, _, (rank, _), (out, _) = shapes[first : first + 5]
+        return 2 * rows * (width * out * bool(weight) + thin * rank * (width + out))
 
     return flops
 
