@@ -106,7 +106,26 @@ def test_rows_that_are_no_block_do_not_touch_what_lies_behind_them() -> None:
     x = torch.randn(45, 64).bfloat16()
     around: Any = torch.full((60, 96), 7.0, dtype=torch.bfloat16)
     thin = torch.zeros(45, 8, dtype=torch.bfloat16)
-    given = (x, made.base.weight, *[None] * 7, made.lora_A, made.lora_B, 0.7, None, None, None, around[5:50], thin, None, None, None, 45, 64, 96, 8)
+    given = (
+        x,
+        made.base.weight,
+        *[None] * 7,
+        made.lora_A,
+        made.lora_B,
+        0.7,
+        None,
+        None,
+        None,
+        around[5:50],
+        thin,
+        None,
+        None,
+        None,
+        45,
+        64,
+        96,
+        8,
+    )
     assert library.call("tile_low_rank", torch.bfloat16, *given) == 0
     assert (around[:5] == 7).all()
     assert (around[50:] == 7).all()

@@ -128,7 +128,11 @@ def test_an_operation_belongs_to_a_part(name: str, scope: Scope, shapes: Any, pa
         ("tunery::head_loss", [(3, 64), (96, 64), (3,), (3,), ()], 4 * 3 * 64 * 96),
         ("tunery::head_loss", [(3, 64), (96, 64), (3,), (), ()], 2 * 3 * 64 * 96),
         ("tunery::tile_attention", [*[(1, 3, 90, 8)] * 3, (4,), (5,), (5, 32), (), ()], 4 * 3 * 8 * 5 * 1024),
-        ("tunery::tile_attention_backward", [(1, 90, 3, 8), *[(1, 3, 90, 8)] * 3, (), (), (4,), (5,), (5, 32), (), ()], 10 * 3 * 8 * 5 * 1024),
+        (
+            "tunery::tile_attention_backward",
+            [(1, 90, 3, 8), *[(1, 3, 90, 8)] * 3, (), (), (4,), (5,), (5, 32), (), ()],
+            10 * 3 * 8 * 5 * 1024,
+        ),
     ],
 )
 def test_operations_are_counted_from_shapes(name: str, shapes: Any, flops: int) -> None:

@@ -95,8 +95,14 @@ def tiles() -> bool:
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> int:
     """Call a kernel: tensors as their addresses, None as null, ints as int64, floats as float; the threads go last. What it returns, if it does."""
     function = getattr(library(), f"{name}_{_SUFFIX[dtype]}")
-    code: int = function(*map(_plain, arguments), ctypes.c_int(torch.get_num_threads()))
+    if function.argtypes is None:
+        function.argtypes = [*map(_type, arguments), ctypes.c_int]
+    code: int = function(*[a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments], torch.get_num_threads())
     return code
+
+
+def _type(argument: Any) -> Any:
+    return ctypes.c_float if isinstance(argument, float) else ctypes.c_int64 if isinstance(argument, int) else ctypes.c_void_p
 
 
 def done(code: int) -> None:
@@ -114,9 +120,3 @@ def define(schema: str, function: Callable[..., Any]) -> None:
 
 
 _operations = torch.library.Library("tunery", "FRAGMENT")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_void_p(None)

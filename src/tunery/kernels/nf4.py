@@ -19,7 +19,13 @@ def parts(packed: torch.Tensor, state: Any) -> list[torch.Tensor] | None:
     """
     # Of rows that are no whole blocks bitsandbytes makes something else on some processors, and everyone who loads the model gets that.
     whole = state.shape[-1] % BLOCK == 0
-    if not (whole and state.quant_type == "nf4" and state.blocksize == BLOCK and state.code.dtype == torch.float32 and packed.device.type == "cpu"):
+    if not (
+        whole
+        and state.quant_type == "nf4"
+        and state.blocksize == BLOCK
+        and state.code.dtype == torch.float32
+        and packed.device.type == "cpu"
+    ):
         return None
     if not state.nested:
         return [state.code, state.absmax.float()]

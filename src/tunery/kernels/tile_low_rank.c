@@ -2,10 +2,10 @@
 //
 //     y  = gain ∘ (x Wᵀ + thin Mᵀ) + bias        thin = x Aᵀ, M = scale · B
 //     dx = (gain ∘ dy) W + dthin A               dthin = (gain ∘ dy) M
-//     dA = dthinᵀ x,   dB = scale · (gain ∘ dy)ᵀ thin,   dgain = Σ dy ∘ (x Wᵀ + thin Mᵀ)
+//     dA = dthinᵀ x,   dB = scale · (gain ∘ dy)ᵀ thin,   dmagnitude = Σ dy ∘ (x Wᵀ + thin Mᵀ) / norm
 //
-// LoRA has no gain; DoRA's is magnitude / ‖W + scale · BA‖, row by row, a constant in the gradient. What the gain multiplies is kept for dgain only
-// where it is not y / gain: where there is a bias, or a gain of 0.
+// LoRA has no gain; DoRA's is magnitude / ‖W + scale · BA‖, row by row, a constant in the gradient. What the gain multiplies is kept for the
+// magnitude's gradient only where it is not y / gain: where there is a bias, or a gain of 0.
 //
 // The thin products are summands of the thick one, so nothing is read or rounded twice. A and M, float32, take part as sums of two numbers of
 // bfloat16, which is exact to 16 bits; thin and dthin are bfloat16. W is taken in slabs of 32 of the result's columns, laid out as the unit
@@ -71,14 +71,16 @@ static inline const uint16_t *values_of(const frozen *w, int64_t from, int64_t c
     return room;
 }
 
-// A row of bfloat16 times a number.
-static inline const uint16_t *scaled(const uint16_t *row, float by, int64_t count, uint16_t *room) {
-    for (int64_t j = 0; j < count; j += SIDE) {
-        __m512 low = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(row + j))), 16);
-        __m512 high = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(row + j + TILE))), 16);
-        _mm512_storeu_si512(room + j, narrowed(_mm512_mul_ps(low, _mm512_set1_ps(by)), _mm512_mul_ps(high, _mm512_set1_ps(by))));
+// Two rows of 32 values, each times a number, in turn.
+static inline void both_scaled_in_turn(const uint16_t *a, const uint16_t *b, float by_a, float by_b, uint16_t *to) {
+    const __m512i turns = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2,
+                                           17, 1, 16, 0);
+    for (int h = 0; h < 2; h++) {
+        __m512 x = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(a + h * TILE))), 16);
+        __m512 y = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(b + h * TILE))), 16);
+        __m512i both = narrowed(_mm512_mul_ps(x, _mm512_set1_ps(by_a)), _mm512_mul_ps(y, _mm512_set1_ps(by_b)));
+        _mm512_store_si512(to + h * 2 * QUARTER, _mm512_permutexvar_epi16(turns, both));
     }
-    return room;
 }
 
 // Where a block of rows begins: the last one ends with the last row, and shares rows with the one before.
@@ -324,12 +326,12 @@ static void column_sums(const uint16_t *dy, const uint16_t *kept, int64_t rows, 
     for (; count > 0; count--, column += SIDE) sums_of_columns(dy + column, kept + column, rows, width, 1, to + column);
 }
 
-// dx: (rows, in) or null, da: (rank, in), db: (out, rank); for DoRA gain, dgain: (out) and kept: (rows, out), which is y with `of_result`, else
-// null. Returns 0, or 1 where there is no memory.
+// dx: (rows, in) or null, da: (rank, in), db: (out, rank); for DoRA gain, norm, dmagnitude: (out) and kept: (rows, out), which is y with
+// `of_result`, else null. Returns 0, or 1 where there is no memory.
 int tile_low_rank_backward_bf16(const uint16_t *dy, const uint16_t *x, const uint16_t *values, const uint8_t *packed, const float *code,
                                 const float *scales, const uint8_t *fine, const float *fine_code, const float *coarse, const float *offset,
-                                const float *a, const float *b, float scale, const uint16_t *thin, const float *gain, const uint16_t *kept,
-                                uint16_t *dx, float *da, float *db, float *dgain, int64_t of_result, int64_t rows, int64_t in, int64_t out,
+                                const float *a, const float *b, float scale, const uint16_t *thin, const float *gain, const float *norm,
+                                const uint16_t *kept, uint16_t *dx, float *da, float *db, float *dmagnitude, int64_t of_result, int64_t rows, int64_t in, int64_t out,
                                 int64_t rank, int threads) {
     frozen w = {values, packed, code, scales, fine, fine_code, coarse, offset};
     int64_t whole = (rank + TILE - 1) / TILE * TILE, blocks = (rows + SIDE - 1) / SIDE, twice_width = 2 * whole;
@@ -362,7 +364,7 @@ int tile_low_rank_backward_bf16(const uint16_t *dy, const uint16_t *x, const uin
         for (int64_t thread = 0; thread < threads; thread++) {
             uint8_t *at = memory + common + (size_t)thread * own;
             float *sums = (float *)at;
-            uint16_t *parts = (uint16_t *)(at + sums_size), *panel = (uint16_t *)(at + sums_size + parts_size), room[4][PANEL * SIDE];
+            uint16_t *parts = (uint16_t *)(at + sums_size), *panel = (uint16_t *)(at + sums_size + parts_size), room[2][PANEL * SIDE];
             memset(parts, 0, parts_size);
             int64_t last = in / SIDE * (thread + 1) / threads;
             for (int64_t n = in / SIDE * thread / threads, count; n < last; n += count) {
@@ -372,12 +374,14 @@ int tile_low_rank_backward_bf16(const uint16_t *dy, const uint16_t *x, const uin
                 for (int64_t j = 0; j < out; j += 2) {
                     const uint16_t *rows_of_w[2];
                     if (w.values) prefetch(w.values + (j + AHEAD) * in + n * SIDE, count), prefetch(w.values + (j + AHEAD + 1) * in + n * SIDE, count);
-                    for (int h = 0; h < 2; h++) {
-                        rows_of_w[h] = values_of(&w, (j + h) * in + n * SIDE, count * SIDE, room[h]);
-                        if (gain) rows_of_w[h] = scaled(rows_of_w[h], gain[j + h], count * SIDE, room[2 + h]);
+                    for (int h = 0; h < 2; h++) rows_of_w[h] = values_of(&w, (j + h) * in + n * SIDE, count * SIDE, room[h]);
+                    for (int64_t c = 0; c < count; c++) {
+                        uint16_t *to = panel + c * slab_size / 2 + j / SIDE * AREA + j % SIDE / 2 * SIDE;
+                        if (gain)
+                            both_scaled_in_turn(rows_of_w[0] + c * SIDE, rows_of_w[1] + c * SIDE, gain[j], gain[j + 1], to);
+                        else
+                            both_in_turn(rows_of_w[0] + c * SIDE, rows_of_w[1] + c * SIDE, to);
                     }
-                    for (int64_t c = 0; c < count; c++)
-                        both_in_turn(rows_of_w[0] + c * SIDE, rows_of_w[1] + c * SIDE, panel + c * slab_size / 2 + j / SIDE * AREA + j % SIDE / 2 * SIDE);
                 }
                 for (int64_t c = 0; c < count; c++) {
                     uint16_t *rest = panel + c * slab_size / 2 + out * SIDE;
@@ -391,9 +395,8 @@ int tile_low_rank_backward_bf16(const uint16_t *dy, const uint16_t *x, const uin
             for (int64_t n = out / SIDE * thread / threads, count; n < last; n += count) {
                 count = least(PANEL, last - n);
                 outer(dy, rows, out, n * SIDE, count, thin_turned, rank, whole, scale, gain, panel, sums, db, 1, rank);
-                if (gain) column_sums(dy, kept, rows, out, n * SIDE, count, dgain);
-                if (gain && of_result)
-                    for (int64_t j = n * SIDE; j < (n + count) * SIDE; j++) dgain[j] /= gain[j];
+                if (gain) column_sums(dy, kept, rows, out, n * SIDE, count, dmagnitude);
+                for (int64_t j = n * SIDE; gain && j < (n + count) * SIDE; j++) dmagnitude[j] /= of_result ? gain[j] * norm[j] : norm[j];
             }
         }
         _mm_sfence();

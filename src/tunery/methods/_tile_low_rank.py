@@ -2,7 +2,7 @@
 
 y    = g · (x Wᵀ + thin Mᵀ) + bias       thin = x Aᵀ,  M = sB,  for DoRA g = m / ‖W + sBA‖, whose norm has no gradient
 dx   = (g·dy) W + dthin A                dthin = (g·dy) M
-dA   = dthinᵀ x,   dB = s · (g·dy)ᵀ thin,   dg = Σ dy · (x Wᵀ + thin Mᵀ)
+dA   = dthinᵀ x,   dB = s · (g·dy)ᵀ thin,   dm = Σ dy · (x Wᵀ + thin Mᵀ) / ‖W + sBA‖
 
 Sums are float32 until they are stored; A, B and their gradients are float32. The norm and the gain are taken, and a weight in four bits is
 written out, while the weight is laid out for the unit, so neither is a pass of its own. Both directions are operations of torch's, so that whoever watches
@@ -82,8 +82,9 @@ class _Product(torch.autograd.Function):
         dy = grads[0].reshape(-1, grads[0].shape[-1]).contiguous()
         kept, gain, norm = (of_gain[0].view_as(dy), *of_gain[1:]) if of_gain else (None, None, None)
         weight, coded = _frozen(ctx.base, dy.dtype) if ctx.needs_input_grad[0] else (None, [])
-        dx, da, db, dgain = torch.ops.tunery.low_rank_backward(dy, flat, weight, coded, a, b, thin, ctx.scale, gain, kept, ctx.of_result)
-        return dx.view(ctx.shape) if weight is not None else None, None, da, db, dgain / norm if of_gain else None, None, None
+        given = (dy, flat, weight, coded, a, b, thin, ctx.scale, gain, norm, kept, ctx.of_result)
+        dx, da, db, dmagnitude = torch.ops.tunery.low_rank_backward(*given)
+        return dx.view(ctx.shape) if weight is not None else None, None, da, db, dmagnitude if of_gain else None, None, None
 
 
 def _forward(
@@ -98,7 +99,7 @@ def _forward(
     bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor, ...]:
     """(y, thin; for DoRA what the gain multiplies, unless it can be had from y, the gain and the norm; else three of nothing)"""
-    rows, rank, width, out = len(x), *a.shape, len(b)
+    rows, (rank, width), out = len(x), a.shape, len(b)
     y, thin = x.new_empty(rows, out), x.new_empty(rows, rank)
     real, dora = x.device.type != "meta", magnitude is not None
     keeps = dora and (bias is not None or (real and bool(library.call("any_zero", torch.float32, magnitude, out))))
@@ -120,17 +121,18 @@ def _backward(
     thin: torch.Tensor,
     scale: float,
     gain: torch.Tensor | None,
+    norm: torch.Tensor | None,
     kept: torch.Tensor | None,
     of_result: bool,
 ) -> tuple[torch.Tensor, ...]:
-    """(dx, of no rows without a weight; da, db; dgain, of nothing without a gain). of_result: whether kept is y."""
+    """(dx, of no rows without a weight; da, db; dmagnitude, of nothing without a gain). of_result: whether kept is y."""
     dx, da, db = x.new_empty(len(x) if weight is not None else 0, x.shape[1]), torch.empty_like(a), torch.empty_like(b)
-    dgain = a.new_empty(0 if gain is None else len(gain))
+    dmagnitude = a.new_empty(0 if gain is None else len(gain))
     if x.device.type != "meta":
-        made = (None if weight is None else dx, da, db, None if gain is None else dgain)
-        given = (dy, x, *_plain(weight, coded), a, b, float(scale), thin, gain, kept, *made, int(of_result))
+        made = (None if weight is None else dx, da, db, None if gain is None else dmagnitude)
+        given = (dy, x, *_plain(weight, coded), a, b, float(scale), thin, gain, norm, kept, *made, int(of_result))
         library.done(library.call("tile_low_rank_backward", x.dtype, *given, *x.shape, dy.shape[1], len(a)))
-    return dx, da, db, dgain
+    return dx, da, db, dmagnitude
 
 
 def _plain(weight: torch.Tensor | None, coded: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
@@ -148,6 +150,6 @@ library.define(
 )
 library.define(
     "low_rank_backward(Tensor dy, Tensor x, Tensor? weight, Tensor[] coded, Tensor a, Tensor b, Tensor thin, float scale, Tensor? gain, "
-    "Tensor? kept, bool of_result) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? norm, Tensor? kept, bool of_result) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
 )

@@ -297,7 +297,9 @@ def _low_rank(result: Count, x: torch.Tensor, weight: torch.Tensor | None, a: to
     result.operations["tiles", _name(x), flops, size] += 1
 
 
-def _head_loss(result: Count, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, *rest: Any) -> None:
+def _head_loss(
+    result: Count, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, *rest: Any
+) -> None:
     """Of `train._tile_head`: the logits, and their gradient times the weight."""
     products = 4 if weights is not None else 2
     result.operations["tiles", _name(x), products * len(x) * weight.numel(), weight.numel() * x.element_size()] += 1

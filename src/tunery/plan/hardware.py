@@ -43,7 +43,13 @@ class Hardware:
     def rates(self) -> Rates:
         """By the shares above."""
         peak = {"bfloat16": self.bfloat16 or self.float32, "float32": self.float32}
-        shares = {"matrix": UTILISATION, "tiles": UTILISATION, "thin": THIN, "attention": ATTENTION, "attention_backward": ATTENTION_BACKWARD}
+        shares = {
+            "matrix": UTILISATION,
+            "tiles": UTILISATION,
+            "thin": THIN,
+            "attention": ATTENTION,
+            "attention_backward": ATTENTION_BACKWARD,
+        }
         rate = {kind: {of: p * share for of, p in peak.items()} for kind, share in shares.items()}
         rate |= {how: dict.fromkeys(peak, self.bandwidth * MOVING) for how in ("moved", "streamed", "dequantised")}
         return Rates(self.name, rate, dict.fromkeys(peak, LAUNCH), CONTEXT_BYTES, dict.fromkeys(peak, 1.0), measured=False)

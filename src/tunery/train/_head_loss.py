@@ -110,10 +110,10 @@ class _Nats(torch.autograd.Function):
         hidden, weight, targets = ctx.saved_tensors
         found = [torch.empty_like(t) if want else None for t, want in zip((hidden, weight), ctx.needs_input_grad[:2], strict=True)]
         x, w = hidden.to(ctx.dtype), weight.to(ctx.dtype)
-        by_tiles = found[0] is not None and found[1] is None and _tile_head.able(x, w)
+        dx = found[0] if found[1] is None and _tile_head.able(x, w) else None
         for n, part in enumerate(_parts(len(x))):
-            if by_tiles:
-                found[0][part] = _tile_head.loss(x[part], w, targets[part], grads[0][part], ctx.factor)[1]
+            if dx is not None:
+                dx[part] = _tile_head.loss(x[part], w, targets[part], grads[0][part], ctx.factor)[1]
                 continue
             logits = x[part] @ w.T
             for tile in _tiles(logits):

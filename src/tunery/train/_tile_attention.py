@@ -43,7 +43,8 @@ def pairs(allowed: np.ndarray) -> Pairs:
     bits = np.packbits(squares[rows, columns], axis=-1, bitorder="little").view("<i4")[..., 0]
     counts = np.bincount(rows, minlength=blocks)
     starts = np.r_[0, np.cumsum(counts)].astype(np.int32)
-    return Pairs(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (starts, columns.astype(np.int32), bits)), int(counts.max()))
+    tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in (starts, columns.astype(np.int32), bits)]
+    return Pairs(tensors[0], tensors[1], tensors[2], int(counts.max()))
 
 
 def possible(q: torch.Tensor) -> bool:
@@ -79,7 +80,14 @@ def _strided(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
 
 
 def _forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, columns: torch.Tensor, bits: torch.Tensor, widest: int, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    starts: torch.Tensor,
+    columns: torch.Tensor,
+    bits: torch.Tensor,
+    widest: int,
+    scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     _, heads, tokens, d = q.shape
     blocks = len(starts) - 1

@@ -88,7 +88,9 @@ def _attention(
             pairs = _cut(attention_mask, "tiles", _tile_attention.pairs)
             if pairs is not None:
                 return _tile_attention.attend(query, key, value, pairs, scaling), None
-        elif (blocks := _cut(attention_mask, (heads, query.dtype), lambda x: _block_attention.cut(x, heads, query.dtype, query.device))) is not None:
+        elif (
+            blocks := _cut(attention_mask, (heads, query.dtype), lambda x: _block_attention.cut(x, heads, query.dtype, query.device))
+        ) is not None:
             return _block_attention.attend(query, key, value, blocks, scaling), None
     if softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)

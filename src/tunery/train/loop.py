@@ -170,7 +170,7 @@ def train(
                 engine.clear()
 
             if first and "seconds" not in plan and (seconds := pace.known()) is not None:
-                plan = {**plan, "seconds": round(before + seconds, 1)}
+                plan = {**plan, "seconds": round(before + seconds, 3)}
                 run.write_json("plan.json", plan)
             state.step, state.final_loss = number, loss
             state.first_loss = loss if state.first_loss is None else state.first_loss
