@@ -75,6 +75,11 @@ def without() -> Iterator[None]:
         _off.reset(token)
 
 
+def enabled() -> bool:
+    """False inside `without`."""
+    return not _off.get()
+
+
 def usable(*tensors: torch.Tensor) -> bool:
     """Whether the kernels take these: all on the CPU, all bfloat16 or all float32; shapes alone count as what they stand for."""
     first = tensors[0]

@@ -289,12 +289,23 @@ def _tiles(kind: str, first: int, products: int) -> Callable[..., None]:
     return counted
 
 
-def _low_rank(result: Count, x: torch.Tensor, weight: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, *backward: bool) -> None:
-    """Of `methods._tile_low_rank`: the product with the weight, and two thin ones or, backward, four; a (rank, in), b (out, rank)."""
-    thin = 2 * len(x) * (a.numel() + b.numel())
-    flops = thin * (2 if backward else 1) + (2 * len(x) * a.shape[1] * len(b) if weight is not None else 0)
-    size = (len(x) * (a.shape[1] + len(b)) * (2 if backward else 1) + a.shape[1] * len(b)) * x.element_size()
-    result.operations["tiles", _name(x), flops, size] += 1
+def _low_rank(
+    result: Count,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    magnitude: Any = None,
+    backward: bool = False,
+) -> None:
+    """Of `methods._tile_low_rank`: the product with the weight, and two thin ones or, backward, four; a (rank, in), b (out, rank).
+
+    With a magnitude the weight is also multiplied with a.
+    """
+    whole = a.shape[1] * len(b)
+    thin = 2 * len(x) * (a.numel() + b.numel()) * (2 if backward else 1) + (2 * len(a) * whole if magnitude is not None else 0)
+    size = (len(x) * (a.shape[1] + len(b)) * (2 if backward else 1) + whole) * x.element_size()
+    result.operations["tiles", _name(x), thin + (2 * len(x) * whole if weight is not None else 0), size] += 1
 
 
 def _head_loss(
@@ -314,8 +325,8 @@ _KERNELS: dict[str, Callable[..., None]] = {
     "_scaled_dot_product_flash_attention_for_cpu_backward": _flash("attention_backward", 1, 10),
     "tile_attention": _tiles("attention", 0, 4),
     "tile_attention_backward": _tiles("attention_backward", 1, 10),
-    "low_rank": lambda result, x, weight, coded, a, b, *rest: _low_rank(result, x, weight, a, b),
-    "low_rank_backward": lambda result, dy, x, weight, coded, a, b, *rest: _low_rank(result, x, weight, a, b, True),
+    "low_rank": lambda result, x, weight, coded, a, b, scale, magnitude, *rest: _low_rank(result, x, weight, a, b, magnitude),
+    "low_rank_backward": lambda result, dy, x, weight, coded, a, b, *rest: _low_rank(result, x, weight, a, b, backward=True),
     "head_loss": _head_loss,
 }
 """Operations that are more than one product, by name: each adds what it computes, from its arguments."""

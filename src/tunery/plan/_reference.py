@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,13 +19,22 @@ from tunery.train import attention, forward, learners
 VOCABULARY = 49_152
 
 
-def batch(dtype: torch.dtype, tokens: int) -> tuple[Callable[[], Any], Count]:
-    """(a function that computes one batch with its gradient, what is counted of it): LoRA on four of SmolLM2-135M's layers."""
-    config, build, loss = _parts(dtype, tokens, layers=4, vocabulary=1024)
-    counted = count(config, build, [loss])[0]
+def batch(dtype: torch.dtype, tokens: int, full: bool = False) -> tuple[Callable[[], Any], Count]:
+    """(a function that computes one batch with its gradient, what is counted of it): LoRA on four of SmolLM2-135M's layers.
+
+    full: full tuning instead, of float32 weights in products of `dtype`.
+    """
+    config, build, loss = _parts(torch.float32 if full else dtype, tokens, layers=4, vocabulary=1024, method="full" if full else "lora")
+    counted = count(config, build, [loss], dtype if full else None)[0]
     with torch.random.fork_rng(devices=[]):
         model = build(config)
-    return (lambda: loss(model).backward()), counted
+
+    def compute() -> None:
+        with torch.autocast("cpu", dtype) if full else nullcontext():
+            value = loss(model)
+        value.backward()
+
+    return compute, counted
 
 
 def growth(dtype: torch.dtype, tokens: int) -> tuple[int, int]:
@@ -50,7 +60,7 @@ def growth(dtype: torch.dtype, tokens: int) -> tuple[int, int]:
 
 
 def _parts(
-    dtype: torch.dtype, tokens: int, layers: int, vocabulary: int
+    dtype: torch.dtype, tokens: int, layers: int, vocabulary: int, method: str = "lora"
 ) -> tuple[Any, Callable[[Any], Any], Callable[[Any], torch.Tensor]]:
     """(config, build, loss) as `count` wants them."""
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -67,12 +77,12 @@ def _parts(
     )
     config.dtype = dtype
     row = SimpleNamespace(tokens=np.arange(tokens + 1, dtype=np.int32) % 1000, weights=np.r_[0, np.ones(tokens)].astype(np.float32))
-    learner, method = learners.get(tasks.get("chat")), methods.get("lora")
+    learner, chosen = learners.get(tasks.get("chat")), methods.get(method)
 
     def build(config: Any) -> Any:
         model = fuse(AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME))
         model.requires_grad_(False)
-        model = method.attach(model, method.Options(), 0).train()
+        model = chosen.attach(model, chosen.Options(), 0).train()
         forward._compared.add(model)  # on shapes alone there are no logits to compare
         return model
 

@@ -57,7 +57,7 @@ BUDGET = 0.25
 """Seconds for each figure: the median of what fits in."""
 TOKENS, SHORT = 512, 128
 """The length at which rates are measured, that of a full pack; and a second one, at which what an operation costs beside its work weighs more."""
-WHOLE_SECONDS = 2.5
+WHOLE_SECONDS = 2.0
 """For the two reference batches in turn, in each type: on a shared machine a shorter look may meet a moment that is not like the rest."""
 
 
@@ -79,7 +79,7 @@ def rates(again: bool = False) -> Rates:
 def described() -> str:
     """The rates of this machine in words."""
     found, parts = rates(), []
-    for of in found.whole:
+    for of in found.rate["matrix"]:
         matrix, moved = found.rate["matrix"][of] / 1e9, found.rate["moved"][of] / 1e9
         whole = f"a batch {found.whole[of]:.2f} of its parts and {found.operation_seconds[of] * 1e6:.0f} us an operation"
         parts.append(f"{of}: {matrix:.0f} Gflop/s of matrix products, {moved:.1f} GB/s moved, {whole}")
@@ -121,7 +121,7 @@ def _measure(name: str) -> Rates:
     libraries, allocator = _fresh_process(faster)
     nothing, one = dict.fromkeys(rate["matrix"], 0.0), dict.fromkeys(rate["matrix"], 1.0)
     parts = Rates(name, rate, nothing, libraries, one, measured=True, allocator=allocator)
-    found = {of: _whole(of, parts) for of in parts.whole}
+    found = {of: _whole(of, parts) for of in (*parts.whole, "autocast")}
     return replace(parts, whole={of: w for of, (w, _) in found.items()}, operation_seconds={of: c for of, (_, c) in found.items()})
 
 
@@ -201,17 +201,18 @@ def _attention(dtype: Any) -> tuple[float, float]:
 
 
 def _whole(of: str, parts: Rates) -> tuple[float, float]:
-    """(whole, operation_seconds) of `Rates`, with which two real batches of a small LoRA training take what they do."""
+    """(whole, operation_seconds) of `Rates`, with which two real batches of a small training take what they do: LoRA, or in autocast full tuning."""
     import torch
 
     from tunery.plan._reference import batch
 
-    (long, counted), (short, fewer) = (batch(getattr(torch, of), n) for n in (TOKENS, SHORT))
+    full = of == "autocast"
+    (long, counted), (short, fewer) = (batch(torch.bfloat16 if full else getattr(torch, of), n, full) for n in (TOKENS, SHORT))
     seconds = medians([long, short], WHOLE_SECONDS)
     work = np.array([[parts.seconds(c.operations, of), sum(c.operations.values())] for c in (counted, fewer)])
     whole, operation = np.linalg.solve(work, seconds)
     if min(whole, operation) < 0:  # by chance of the moment, the second being small
-        return seconds[0] / work[0, 0], 0.0
+        return float(seconds[0] / work[0, 0]), 0.0
     return float(whole), float(operation)
 
 

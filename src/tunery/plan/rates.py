@@ -13,11 +13,12 @@ from tunery.plan.workload import Operation
 class Rates:
     """Rates a second, each by the type of the values (`bfloat16`, `float32`).
 
-    matrix, tiles, thin, attention, attention_backward: floating point operations. moved: bytes read and written by an operation that makes a new
-    tensor. streamed: the same of what no cache holds, as AdamW's step over many weights. dequantised: bytes read and written where four-bit
-    weights are written out. library_bytes: a process that has loaded everything but a model. By the type of the activations, of a whole training batch:
-    whole, what its operations' work takes over the sum of what each takes alone (caches shared, memory handed out anew);
-    operation_seconds, what an operation costs beside its work (Python, autograd, threads that meet).
+        matrix, tiles, thin, attention, attention_backward: floating point operations. moved: bytes read and written by an operation that makes a new
+        tensor. streamed: the same of what no cache holds, as AdamW's step over many weights. dequantised: bytes read and written where four-bit
+        weights are written out. library_bytes: a process that has loaded everything but a model. By the type of the activations, or `autocast`
+    where float32 weights are trained in bfloat16 products, of a whole training batch:
+        whole, what its operations' work takes over the sum of what each takes alone (caches shared, memory handed out anew);
+        operation_seconds, what an operation costs beside its work (Python, autograd, threads that meet).
     """
 
     name: str
@@ -30,10 +31,11 @@ class Rates:
     """What a process grows by beyond what is alive in it, as a share of that: freed memory in pieces that nothing fits into."""
 
     def seconds(self, operations: Counter[Operation], dtype: str) -> float:
-        """Time of these operations in a training whose activations are `dtype`."""
+        """Time of these operations in a training whose activations are `dtype`, or `autocast`."""
         total = 0.0
+        dtype = dtype if dtype in self.whole else "bfloat16"  # of named hardware one figure serves both
         for (kind, of, flops, size), n in operations.items():
-            of = of if of in self.whole else "float32"
+            of = of if of in self.rate["moved"] else "float32"
             moving = size / self.rate["moved"][of]
             total += n * (moving if kind == "other" else flops / self.rate[kind][of])
         return total * self.whole[dtype] + sum(operations.values()) * self.operation_seconds[dtype]

@@ -19,7 +19,10 @@ VOLUME = {"none": 0, "ddp": 2, "zero1": 2, "zero2": 2, "zero3": 3, "fsdp": 3}
 def train_seconds(work: Workload, rates: Rates, dtype: str, sharding: str = "none", processes: int = 1, link: float | None = None) -> float:
     """All steps. link: bytes a second between processes that have a device each; None: they share one, which takes as long for all."""
     sizes = [size for size, _ in work.counted]
-    costs = [rates.seconds(c.operations, dtype) + rates.moving(work.recast_bytes, dtype, "dequantised") for _, c in work.counted]
+    costs = [
+        rates.seconds(c.operations, "autocast" if work.autocast else dtype) + rates.moving(work.recast_bytes, dtype, "dequantised")
+        for _, c in work.counted
+    ]
     seconds = sum(n * float(np.interp(size, sizes, costs)) for size, n in work.batches)
     step = rates.moving(work.learned_parameters * (OPTIMISER_BYTES + CLIP_BYTES), how="streamed")
     if link is None or processes == 1:

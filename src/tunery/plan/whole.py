@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,6 +113,7 @@ def make(
     import torch
     from transformers import AutoConfig
 
+    from tunery.kernels import library
     from tunery.plan._workloads import Job, workload
 
     dtype, rates, available = _machine(resolved, on, again)
@@ -149,7 +151,8 @@ def make(
                 continue
             if work is None:
                 try:
-                    work = workload(job, method, options)
+                    with library.without() if on else nullcontext():  # on a GPU torch's own operations are used
+                        work = workload(job, method, options)
                 except (RuntimeError, NotImplementedError) as e:
                     if not any(word in str(e).lower() for word in _NEEDS_VALUES):
                         raise

@@ -85,3 +85,5 @@ class Workload:
     new_tokens: int
     """Tokens that evaluation generates for a row; 0 where it only scores."""
     checkpointing: bool = False
+    autocast: bool = False
+    """Whether float32 weights are trained in products of bfloat16."""
