@@ -156,3 +156,18 @@ def test_a_magnitude_of_nothing_learns_too() -> None:
     found = results(made, torch.randn(40, 64).bfloat16())
     assert not found["y"][:, 5].any()
     assert found["lora_magnitude_vector"][5] != 0
+
+
+@pytest.mark.parametrize("dora", [True, False])
+def test_rows_and_gradients_that_lie_apart(dora: bool) -> None:
+    """As the first token of each row has them, of which a classifier's layers are given a view."""
+    made = layer(64, 96, 8, False, dora)
+    made.base.bfloat16()
+    whole = torch.randn(40, 5, 64, generator=torch.Generator().manual_seed(3)).bfloat16()
+    together, apart = (x.clone().requires_grad_() for x in (whole[:, 0], whole))
+    grads = []
+    for x, y in ((together, made(together)), (apart, made(apart[:, 0]))):
+        spread = torch.randn(40, 192, generator=torch.Generator().manual_seed(4)).bfloat16()[:, ::2]
+        grads.append([y.detach(), *torch.autograd.grad(y, [x, made.lora_A, made.lora_B], spread)])
+    grads[1][1] = grads[1][1][:, 0]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))

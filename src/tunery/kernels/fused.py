@@ -1,4 +1,4 @@
-"""A model's own layers changed for their fused form: normalisation, the gated feed-forward layer, rotary positions.
+"""A model's own layers changed for their fused form: normalisation, the gated feed-forward layer, rotary positions, linear layers.
 
 A layer is changed only where its code, run on a sample, gives what the fused form gives; so any architecture whose layers mean the same is
 faster, and any other is left as it is. The change is the layer's class alone: weights, names and what is saved stay.
@@ -16,6 +16,7 @@ from tunery.kernels import library
 from tunery.kernels.gated import swiglu
 from tunery.kernels.norm import rms_norm
 from tunery.kernels.rotary import possible, rotate
+from tunery.kernels.tile_linear import TileLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,6 +26,11 @@ def fuse(model: PreTrainedModel) -> PreTrainedModel:
     """Change what can be changed, in place. Does nothing where there is no library."""
     if library.library() is None:
         return model
+    if library.tiles():
+        heads = (model.get_input_embeddings(), model.get_output_embeddings())
+        for module in model.modules():
+            if type(module) is nn.Linear and module not in heads:
+                module.__class__ = TileLinear
     classes: dict[tuple[type, Any], type] = {}
     for module in model.modules():
         cls: Any = type(module)

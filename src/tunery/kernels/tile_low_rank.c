@@ -191,7 +191,7 @@ static void gains(const uint16_t *w, int64_t width, const uint16_t *laid, const 
     }
 }
 
-// x: (rows, in), w: (out, in), a: (rank, in), b: (out, rank), bias: (out) or null, y: (rows, out), thin: (rows, rank). For DoRA magnitude and
+// x: (rows, in), w: (out, in), a: (rank, in), b: (out, rank); with a rank of 0 nothing is added. bias: (out) or null, y: (rows, out), thin: (rows, rank). For DoRA magnitude and
 // square ‖W‖²: (out), and what is made: gain, norm, and kept x Wᵀ + thin Mᵀ or null; else all null. Returns 0, or 1 where there is no memory.
 int tile_low_rank_bf16(const uint16_t *x, const uint16_t *values, const uint8_t *packed, const float *code, const float *scales, const uint8_t *fine,
                        const float *fine_code, const float *coarse, const float *offset, const float *a, const float *b, float scale,
@@ -264,6 +264,7 @@ static void outer(const uint16_t *x, int64_t rows, int64_t width, int64_t column
                   int64_t whole, float by, const float *gain, uint16_t *panel, float *sums, float *to, int64_t row_gap, int64_t column_gap) {
     static const uint16_t zeros[SIDE * PANEL];
     int64_t blocks = (rows + SIDE - 1) / SIDE;
+    if (rank == 0) return;
     for (int64_t at = 0; at < blocks * SIDE; at += 2) {
         const uint16_t *a = at < rows ? x + at * width + column : zeros, *b = at + 1 < rows ? x + (at + 1) * width + column : zeros;
         prefetch(a + AHEAD * width, count), prefetch(b + AHEAD * width, count);

@@ -16,19 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from tunery.kernels import library, nf4
+from tunery.kernels import library, nf4, tile_linear
 from tunery.methods._frozen import frozen_weight
-
-SIDE = 32
-"""Rows and columns of what the unit computes at a time."""
 
 
 def able(x: torch.Tensor, base: nn.Linear) -> bool:
     """Whether the matrix unit takes this input and this layer."""
-    if x.dtype != torch.bfloat16 or base.in_features % SIDE or base.out_features % SIDE or x.numel() < SIDE * base.in_features:
-        return False
-    weight = () if hasattr(base, "dense") else (base.weight.data,)
-    return library.tiles() and library.usable(x, *weight) and all(w.is_contiguous() for w in weight)
+    weight = None if hasattr(base, "dense") else base.weight.data
+    return tile_linear.able(x, base.in_features, base.out_features, weight)
 
 
 def product(
@@ -66,7 +61,7 @@ class _Product(torch.autograd.Function):
         square: torch.Tensor | None,
         scale: float,
     ) -> torch.Tensor:
-        flat = x.reshape(-1, x.shape[-1])
+        flat = x.reshape(-1, x.shape[-1]).contiguous()
         bias = None if base.bias is None else base.bias.float()
         a, b = a.contiguous(), b.contiguous()
         y, thin, kept, gain, norm = torch.ops.tunery.low_rank(flat, *_frozen(base, x.dtype), a, b, scale, magnitude, square, bias)

@@ -308,6 +308,12 @@ def _low_rank(
     result.operations["tiles", _name(x), thin + (2 * len(x) * whole if weight is not None else 0), size] += 1
 
 
+def _frozen(result: Count, x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> None:
+    """Of `kernels.tile_linear`, either way."""
+    size = (len(x) * sum(weight.shape) + weight.numel()) * x.element_size()
+    result.operations["tiles", _name(x), 2 * len(x) * weight.numel(), size] += 1
+
+
 def _head_loss(
     result: Count, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, *rest: Any
 ) -> None:
@@ -327,6 +333,8 @@ _KERNELS: dict[str, Callable[..., None]] = {
     "tile_attention_backward": _tiles("attention_backward", 1, 10),
     "low_rank": lambda result, x, weight, coded, a, b, scale, magnitude, *rest: _low_rank(result, x, weight, a, b, magnitude),
     "low_rank_backward": lambda result, dy, x, weight, coded, a, b, *rest: _low_rank(result, x, weight, a, b, backward=True),
+    "frozen_linear": _frozen,
+    "frozen_linear_backward": _frozen,
     "head_loss": _head_loss,
 }
 """Operations that are more than one product, by name: each adds what it computes, from its arguments."""

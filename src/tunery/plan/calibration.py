@@ -37,6 +37,7 @@ MEASURED = (
     "kernels/tile_attention.c",
     "kernels/tile_head.c",
     "kernels/tile_low_rank.c",
+    "kernels/tile_linear.py",
     "kernels/tiles.h",
     "train/_block_attention.py",
     "train/_head_loss.py",

@@ -144,7 +144,7 @@ def part_of(name: str, ours: bool, scope: Scope, shapes: list[tuple[int, ...]]) 
         return "copies"
     if operation in _PRODUCTS:
         return _product(operation, scope, shapes)
-    if operation.startswith("low_rank"):
+    if operation.startswith(("low_rank", "frozen_linear")):
         return "matrix"
     if operation == "head_loss":
         return "head"
@@ -177,7 +177,7 @@ def flops_of(name: str, shapes: list[tuple[int, ...]]) -> int:
         backward = operation.endswith("backward")  # five products of two matrices, against two forward
         query, key = [*shapes, (), (), ()][1 if backward else 0 :][:2]
         return (10 if backward else 4) * math.prod(query) * key[-2] if len(query) == len(key) == 4 else 0
-    return _KERNELS[operation](shapes) if operation in _KERNELS and len(shapes) > 3 else 0
+    return _KERNELS[operation](shapes) if operation in _KERNELS and len(shapes) > 1 else 0
 
 
 def _pairs(products: int, first: int, bits: int) -> Callable[[list[tuple[int, ...]]], int]:
@@ -204,6 +204,8 @@ _KERNELS: dict[str, Callable[[list[tuple[int, ...]]], int]] = {
     "tile_attention_backward": _pairs(10, 1, 8),
     "low_rank": _low_rank(1, 0),
     "low_rank_backward": _low_rank(2, 1),
+    "frozen_linear": lambda shapes: 2 * shapes[0][0] * math.prod(shapes[1]),
+    "frozen_linear_backward": lambda shapes: 2 * shapes[0][0] * math.prod(shapes[1]),
     "head_loss": _head,
 }
 

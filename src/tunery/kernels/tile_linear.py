@@ -1,0 +1,67 @@
+"""A frozen linear layer by the processor's matrix unit: what an adapted one computes (`tile_low_rank.c`), with nothing added to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunery.kernels import library
+
+SIDE = 32
+"""Rows and columns of what the unit computes at a time."""
+
+
+def able(x: torch.Tensor, width: int, out: int, weight: torch.Tensor | None) -> bool:
+    """Whether the matrix unit takes this input (..., width) and a weight (out, width); None stands for one that is written out for it."""
+    if x.dtype != torch.bfloat16 or width % SIDE or out % SIDE or x.numel() < SIDE * width:
+        return False
+    return library.tiles() and library.usable(x, *(() if weight is None else (weight,))) and (weight is None or weight.is_contiguous())
+
+
+class TileLinear(nn.Linear):
+    """What `fused.fuse` makes of a linear layer: as before where it learns, or where the matrix unit does not take it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (..., in) → (..., out)."""
+        frozen = not (self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad))
+        if not frozen or not able(x, self.in_features, self.out_features, self.weight.data):
+            return super().forward(x)
+        y: torch.Tensor = _Linear.apply(x, self)
+        return y
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
+        ctx.layer, ctx.shape = layer, x.shape
+        bias = None if layer.bias is None else layer.bias.data.float()
+        y: torch.Tensor = torch.ops.tunery.frozen_linear(x.reshape(-1, x.shape[-1]).contiguous(), layer.weight.data, bias)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        dy = grads[0].reshape(-1, grads[0].shape[-1]).contiguous()
+        dx: torch.Tensor = torch.ops.tunery.frozen_linear_backward(dy, ctx.layer.weight.data)
+        return dx.view(ctx.shape), None
+
+
+def _forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    y = x.new_empty(len(x), len(weight))
+    if x.device.type != "meta":
+        given = (x, weight, *[None] * 9, 1.0, None, None, bias, y, *[None] * 4)
+        library.done(library.call("tile_low_rank", x.dtype, *given, *x.shape, len(weight), 0))
+    return y
+
+
+def _backward(dy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    dx = dy.new_empty(len(dy), weight.shape[1])
+    if dy.device.type != "meta":
+        given = (dy, None, weight, *[None] * 9, 1.0, *[None] * 4, dx, *[None] * 3, 0)
+        library.done(library.call("tile_low_rank_backward", dy.dtype, *given, *dx.shape, dy.shape[1], 0))
+    return dx
+
+
+library.define("frozen_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _forward)
+library.define("frozen_linear_backward(Tensor dy, Tensor weight) -> Tensor", _backward)
