@@ -19,12 +19,14 @@ from tunery.train import attention, forward, learners
 VOCABULARY = 49_152
 
 
-def batch(dtype: torch.dtype, tokens: int, full: bool = False) -> tuple[Callable[[], Any], Count]:
+def batch(dtype: torch.dtype, tokens: int, full: bool = False, wider: int = 1) -> tuple[Callable[[], Any], Count]:
     """(a function that computes one batch with its gradient, what is counted of it): LoRA on four of SmolLM2-135M's layers.
 
-    full: full tuning instead, of float32 weights in products of `dtype`.
+    full: full tuning instead, of float32 weights in products of `dtype`. wider: all widths times that.
     """
-    config, build, loss = _parts(torch.float32 if full else dtype, tokens, layers=4, vocabulary=1024, method="full" if full else "lora")
+    config, build, loss = _parts(
+        torch.float32 if full else dtype, tokens, layers=4, vocabulary=1024, wider=wider, method="full" if full else "lora"
+    )
     counted = count(config, build, [loss], dtype if full else None)[0]
     with torch.random.fork_rng(devices=[]):
         model = build(config)
@@ -60,7 +62,7 @@ def growth(dtype: torch.dtype, tokens: int) -> tuple[int, int]:
 
 
 def _parts(
-    dtype: torch.dtype, tokens: int, layers: int, vocabulary: int, method: str = "lora"
+    dtype: torch.dtype, tokens: int, layers: int, vocabulary: int, wider: int = 1, method: str = "lora"
 ) -> tuple[Any, Callable[[Any], Any], Callable[[Any], torch.Tensor]]:
     """(config, build, loss) as `count` wants them."""
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -68,11 +70,11 @@ def _parts(
     attention.register()
     config = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=576,
-        intermediate_size=1536,
+        hidden_size=576 * wider,
+        intermediate_size=1536 * wider,
         num_hidden_layers=layers,
-        num_attention_heads=9,
-        num_key_value_heads=3,
+        num_attention_heads=9 * wider,
+        num_key_value_heads=3 * wider,
         tie_word_embeddings=True,
     )
     config.dtype = dtype

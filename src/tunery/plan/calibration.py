@@ -123,7 +123,8 @@ def _measure(name: str) -> Rates:
     nothing, one = dict.fromkeys(rate["matrix"], 0.0), dict.fromkeys(rate["matrix"], 1.0)
     parts = Rates(name, rate, nothing, libraries, one, measured=True, allocator=allocator)
     found = {of: _whole(of, parts) for of in (*parts.whole, "autocast")}
-    return replace(parts, whole={of: w for of, (w, _) in found.items()}, operation_seconds={of: c for of, (_, c) in found.items()})
+    whole, elementwise, operation = ({of: figures[n] for of, figures in found.items()} for n in range(3))
+    return replace(parts, whole=whole, elementwise=elementwise, operation_seconds=operation)
 
 
 def _products(dtype: Any, shapes: list[tuple[int, int, int]]) -> float:
@@ -201,20 +202,24 @@ def _attention(dtype: Any) -> tuple[float, float]:
     return 2 * work / _median(forward), 5 * work / backward
 
 
-def _whole(of: str, parts: Rates) -> tuple[float, float]:
-    """(whole, operation_seconds) of `Rates`, with which two real batches of a small training take what they do: LoRA, or in autocast full tuning."""
+def _whole(of: str, parts: Rates) -> tuple[float, float, float]:
+    """(whole, elementwise, operation_seconds) of `Rates`, with which three real batches of a small training take what they do.
+
+    LoRA, or in autocast full tuning. Length and width tell the three apart: products grow with the width's square, operations with neither.
+    """
     import torch
+    from scipy.optimize import nnls
 
     from tunery.plan._reference import batch
 
     full = of == "autocast"
-    (long, counted), (short, fewer) = (batch(torch.bfloat16 if full else getattr(torch, of), n, full) for n in (TOKENS, SHORT))
-    seconds = medians([long, short], WHOLE_SECONDS)
-    work = np.array([[parts.seconds(c.operations, of), sum(c.operations.values())] for c in (counted, fewer)])
-    whole, operation = np.linalg.solve(work, seconds)
-    if min(whole, operation) < 0:  # by chance of the moment, the second being small
-        return float(seconds[0] / work[0, 0]), 0.0
-    return float(whole), float(operation)
+    dtype = torch.bfloat16 if full else getattr(torch, of)
+    wide = SHORT if of == "float32" else TOKENS  # it is to take 20 seconds in all, and float32 is slow
+    batches = [batch(dtype, tokens, full, wider) for tokens, wider in ((TOKENS, 1), (SHORT, 1), (wide, 2))]
+    seconds = np.array(medians([work for work, _ in batches], WHOLE_SECONDS))
+    work = np.array([[*parts.parts(counted.operations), sum(counted.operations.values())] for _, counted in batches])
+    found, _ = nnls(work / seconds[:, None], np.ones(len(seconds)))  # none can be negative; each batch counts as much as the others
+    return float(found[0]), float(found[1]), float(found[2])
 
 
 def medians(works: list[Callable[[], Any]], seconds: float) -> list[float]:

@@ -30,15 +30,26 @@ class Rates:
     allocator: float = 0.0
     """What a process grows by beyond what is alive in it, as a share of that: freed memory in pieces that nothing fits into."""
 
+    elementwise: Mapping[str, float] | None = None
+    """As `whole`, of what only moves values; `whole` where it is not known apart."""
+
     def seconds(self, operations: Counter[Operation], dtype: str) -> float:
         """Time of these operations in a training whose activations are `dtype`, or `autocast`."""
-        total = 0.0
         dtype = dtype if dtype in self.whole else "bfloat16"  # of named hardware one figure serves both
+        products, moving = self.parts(operations)
+        moving *= (self.elementwise or self.whole)[dtype]
+        return products * self.whole[dtype] + moving + sum(operations.values()) * self.operation_seconds[dtype]
+
+    def parts(self, operations: Counter[Operation]) -> tuple[float, float]:
+        """What these operations take, each alone: those that compute products, and those that move values."""
+        products = moving = 0.0
         for (kind, of, flops, size), n in operations.items():
             of = of if of in self.rate["moved"] else "float32"
-            moving = size / self.rate["moved"][of]
-            total += n * (moving if kind == "other" else flops / self.rate[kind][of])
-        return total * self.whole[dtype] + sum(operations.values()) * self.operation_seconds[dtype]
+            if kind == "other":
+                moving += n * size / self.rate["moved"][of]
+            else:
+                products += n * flops / self.rate[kind][of]
+        return products, moving
 
     def moving(self, size: float, dtype: str = "float32", how: str = "moved") -> float:
         """Time to read and write that many bytes; how: `moved`, `streamed` or `dequantised`."""
