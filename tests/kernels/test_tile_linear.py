@@ -62,3 +62,13 @@ def test_rows_that_lie_apart() -> None:
     made.__class__ = TileLinear
     whole = torch.randn(40, 5, 64, generator=torch.Generator().manual_seed(3)).bfloat16()
     assert torch.equal(made(whole[:, 0]), made(whole[:, 0].clone()))
+
+
+def test_others_may_add_to_its_result_in_place() -> None:
+    made = layer(64, 96, False)
+    made.__class__ = TileLinear
+    x = torch.randn(2, 40, 64).bfloat16().requires_grad_()
+    y = made(x)
+    y += 1
+    y.sum().backward()
+    assert x.grad is not None

@@ -33,33 +33,34 @@ class TileLinear(nn.Linear):
 
 
 class _Linear(torch.autograd.Function):
+    """Its result is no view, as others may add to it in place, which PEFT's layers do."""
+
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
-        ctx.layer, ctx.shape = layer, x.shape
+        ctx.layer = layer
         bias = None if layer.bias is None else layer.bias.data.float()
-        y: torch.Tensor = torch.ops.tunery.frozen_linear(x.reshape(-1, x.shape[-1]).contiguous(), layer.weight.data, bias)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        y: torch.Tensor = torch.ops.tunery.frozen_linear(x.contiguous(), layer.weight.data, bias)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        dy = grads[0].reshape(-1, grads[0].shape[-1]).contiguous()
-        dx: torch.Tensor = torch.ops.tunery.frozen_linear_backward(dy, ctx.layer.weight.data)
-        return dx.view(ctx.shape), None
+        dx: torch.Tensor = torch.ops.tunery.frozen_linear_backward(grads[0].contiguous(), ctx.layer.weight.data)
+        return dx, None
 
 
 def _forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    y = x.new_empty(len(x), len(weight))
+    y = x.new_empty(*x.shape[:-1], len(weight))
     if x.device.type != "meta":
         given = (x, weight, *[None] * 9, 1.0, None, None, bias, y, *[None] * 4)
-        library.done(library.call("tile_low_rank", x.dtype, *given, *x.shape, len(weight), 0))
+        library.done(library.call("tile_low_rank", x.dtype, *given, x.shape[:-1].numel(), x.shape[-1], len(weight), 0))
     return y
 
 
 def _backward(dy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    dx = dy.new_empty(len(dy), weight.shape[1])
+    dx = dy.new_empty(*dy.shape[:-1], weight.shape[1])
     if dy.device.type != "meta":
         given = (dy, None, weight, *[None] * 9, 1.0, *[None] * 4, dx, *[None] * 3, 0)
-        library.done(library.call("tile_low_rank_backward", dy.dtype, *given, *dx.shape, dy.shape[1], 0))
+        library.done(library.call("tile_low_rank_backward", dy.dtype, *given, dx.shape[:-1].numel(), dx.shape[-1], dy.shape[-1], 0))
     return dx
 
 

@@ -309,9 +309,10 @@ def _low_rank(
 
 
 def _frozen(result: Count, x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> None:
-    """Of `kernels.tile_linear`, either way."""
-    size = (len(x) * sum(weight.shape) + weight.numel()) * x.element_size()
-    result.operations["tiles", _name(x), 2 * len(x) * weight.numel(), size] += 1
+    """Of `kernels.tile_linear`, either way; x: (..., width)."""
+    rows = x.shape[:-1].numel()
+    size = (rows * sum(weight.shape) + weight.numel()) * x.element_size()
+    result.operations["tiles", _name(x), 2 * rows * weight.numel(), size] += 1
 
 
 def _head_loss(

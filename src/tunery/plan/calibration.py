@@ -58,8 +58,8 @@ BUDGET = 0.25
 """Seconds for each figure: the median of what fits in."""
 TOKENS, SHORT = 512, 128
 """The length at which rates are measured, that of a full pack; and a second one, at which what an operation costs beside its work weighs more."""
-WHOLE_SECONDS = 2.0
-"""For the two reference batches in turn, in each type: on a shared machine a shorter look may meet a moment that is not like the rest."""
+WHOLE_SECONDS = 1.5
+"""For the three reference batches in turn, in each type: on a shared machine a shorter look may meet a moment that is not like the rest."""
 
 
 def rates(again: bool = False) -> Rates:

@@ -204,8 +204,8 @@ _KERNELS: dict[str, Callable[[list[tuple[int, ...]]], int]] = {
     "tile_attention_backward": _pairs(10, 1, 8),
     "low_rank": _low_rank(1, 0),
     "low_rank_backward": _low_rank(2, 1),
-    "frozen_linear": lambda shapes: 2 * shapes[0][0] * math.prod(shapes[1]),
-    "frozen_linear_backward": lambda shapes: 2 * shapes[0][0] * math.prod(shapes[1]),
+    "frozen_linear": lambda shapes: 2 * math.prod(shapes[0][:-1]) * math.prod(shapes[1]),
+    "frozen_linear_backward": lambda shapes: 2 * math.prod(shapes[0][:-1]) * math.prod(shapes[1]),
     "head_loss": _head,
 }
 
