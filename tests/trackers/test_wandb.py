@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,14 @@ def _records(file: Path) -> list[Any]:
     protocol: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
 
     data, at, found, whole = file.read_bytes(), 7, [], b""
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b":W&B", b"")
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:
             at += 32768 - at % 32768
             continue
         length, kind = struct.unpack("<HB", data[at + 4 : at + 7])  # the checksum stands before them
+        if at + 7 + length > len(data):
+            break  # still being written
         part, at = data[at + 7 : at + 7 + length], at + 7 + length
         whole = part if kind in (1, 2) else whole + part
         if kind in (1, 4):  # a whole record, or its last part
@@ -43,6 +46,16 @@ def _records(file: Path) -> list[Any]:
             record.ParseFromString(whole)
             found.append(record)
     return found
+
+
+def _whole(file: Path) -> list[Any]:
+    """The records, once the last of a run is there: W&B's own process writes them, and may still be at it when the run has ended."""
+    for _ in range(300):
+        records = _records(file)
+        if any(r.WhichOneof("record_type") == "exit" for r in records):
+            return records
+        time.sleep(0.1)
+    raise AssertionError(f"{file} is not finished: {[r.WhichOneof('record_type') for r in records]}")
 
 
 def _items(items: Any) -> dict[str, Any]:
@@ -63,7 +76,7 @@ def test_a_run_and_its_resumption_have_one_id(run: Run, recipe: Recipe, said: Sa
     assert len(files) == 2
     rows: dict[int, dict[str, Any]] = {}
     for file in files:
-        records = _records(file)
+        records = _whole(file)
         (begun,) = [r.run for r in records if r.WhichOneof("record_type") == "run"]
         assert begun.run_id == identity
         assert begun.project == "headlines"
@@ -74,7 +87,7 @@ def test_a_run_and_its_resumption_have_one_id(run: Run, recipe: Recipe, said: Sa
                 rows[row["_step"]] = row
     assert {step: row["loss"] for step, row in rows.items()} == {line["step"]: line["loss"] for line in LINES}
     summary: dict[str, Any] = {}
-    for record in _records(files[-1]):
+    for record in _whole(files[-1]):
         if record.WhichOneof("record_type") == "summary":
             summary |= _items(record.summary.update)
     assert summary["after/exact_match"] == 0.75
