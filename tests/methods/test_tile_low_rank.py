@@ -171,3 +171,18 @@ def test_rows_and_gradients_that_lie_apart(dora: bool) -> None:
         grads.append([y.detach(), *torch.autograd.grad(y, [x, made.lora_A, made.lora_B], spread)])
     grads[1][1] = grads[1][1][:, 0]
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("dora", [True, False])
+def test_an_adapter_that_was_cast_is_read_as_what_it_says(dora: bool) -> None:
+    """As after `model.to(torch.bfloat16)`: the kernel itself reads float32."""
+    made = layer(64, 96, 8, False, dora)
+    made.base.bfloat16()
+    for p in made.parameters():
+        p.data = p.data.bfloat16()
+    x = torch.randn(40, 64, generator=torch.Generator().manual_seed(3)).bfloat16()
+    cast = results(made, x)
+    for name, p in made.named_parameters():
+        p.data = p.data if name.startswith("base.") else p.data.float()
+    whole = results(made, x)
+    assert all(torch.equal(cast[name], whole[name].to(cast[name].dtype)) for name in whole)

@@ -141,7 +141,9 @@ static int tile_product(const uint16_t *x, const float *m, float *thin, int64_t 
     return 1;
 }
 #define TILE_PRODUCT_bf16(...) tile_product(__VA_ARGS__)
+int tiles_usable(void) { return tiles_allowed(); }
 #else
+int tiles_usable(void) { return 0; }
 #define TILE_PRODUCT_bf16(...) 0
 #endif
 #define TILE_PRODUCT_f32(...) 0

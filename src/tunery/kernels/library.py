@@ -26,6 +26,8 @@ INCLUDED = ("tiles.h",)
 FLAGS: tuple[str, ...] = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ("-mprefer-vector-width=512",)  # without it gcc halves the vectors of processors that have AVX-512
+SIDE = 32
+"""Rows and columns of what the matrix unit's kernels compute at a time."""
 _FOLDER = Path(__file__).parent
 _SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
 _off: ContextVar[bool] = ContextVar("off", default=False)
@@ -94,7 +96,7 @@ def usable(*tensors: torch.Tensor) -> bool:
 @cache
 def tiles() -> bool:
     """Whether this processor has a matrix unit that the kernels may use (AMX)."""
-    return library() is not None and bool(library().tile_attention_usable())
+    return library() is not None and bool(library().tiles_usable())
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> int:

@@ -7,9 +7,7 @@
 
 #include "tiles.h"
 
-#ifndef TILES
-int tile_attention_usable(void) { return 0; }
-#else
+#ifdef TILES
 
 #define TOGETHER 4  // query heads of a key head that share what they add to its gradients
 
@@ -23,8 +21,6 @@ typedef struct {
     const uint32_t *bits;
     int64_t blocks, widest;  // widest: the most pairs of a block of queries
 } pairs;
-
-int tile_attention_usable(void) { return tiles_allowed(); }
 
 // Of a block's rows (32, d), what a product over the rows takes on its right side: `d / 16` tiles.
 static void lay_down(const uint16_t *rows, uint16_t *to, int64_t d) {
@@ -63,9 +59,8 @@ static inline void scores_of(const uint16_t *a, const uint16_t *across, float *s
 
 // Row i, 32 of its values from sums of d / 32 times (32, 32), as bfloat16, times `factor`.
 static inline __m512i row_of(const float *sums, int64_t i, float factor) {
-    const float *row = sums + i / TILE * 2 * QUARTER + i % TILE * TILE;
     __m512 by = _mm512_set1_ps(factor);
-    return narrowed(_mm512_mul_ps(_mm512_load_ps(row), by), _mm512_mul_ps(_mm512_load_ps(row + QUARTER), by));
+    return narrowed(_mm512_mul_ps(lanes_of(sums, i, 0), by), _mm512_mul_ps(lanes_of(sums, i, 1), by));
 }
 
 // Sums over pairs of shares (each 32 × 32) times the key block's rows, written to the block's rows of `to`: (tokens, heads, d).
@@ -91,12 +86,11 @@ static int64_t first_task(const pairs *given, int64_t key_heads, int64_t thread,
 // Shares of a block of queries, not yet divided by their sums, from its scores; sum and logarithm of the sum of exponentials for each query.
 static void soft_max(const float *scores, const uint32_t *bits, int64_t count, float scale, uint16_t *shares, float *divisor, float *logsumexp) {
     for (int64_t i = 0; i < SIDE; i++) {
-        const float *row = scores + i / TILE * 2 * QUARTER + i % TILE * TILE;
         __m512 by = _mm512_set1_ps(scale), most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
         for (int64_t p = 0; p < count; p++)
             for (int c = 0; c < 2; c++) {
                 __mmask16 seen = (__mmask16)(bits[p * SIDE + i] >> c * TILE);
-                most = _mm512_mask_max_ps(most, seen, most, _mm512_mul_ps(_mm512_load_ps(row + p * AREA + c * QUARTER), by));
+                most = _mm512_mask_max_ps(most, seen, most, _mm512_mul_ps(lanes_of(scores + p * AREA, i, c), by));
             }
         float largest = _mm512_reduce_max_ps(most);
         if (largest == -INFINITY) largest = 0;  // nothing is seen: shares of 0
@@ -104,7 +98,7 @@ static void soft_max(const float *scores, const uint32_t *bits, int64_t count, f
             __m512 e[2];
             for (int c = 0; c < 2; c++) {
                 __mmask16 seen = (__mmask16)(bits[p * SIDE + i] >> c * TILE);
-                __m512 s = _mm512_fmsub_ps(_mm512_load_ps(row + p * AREA + c * QUARTER), by, _mm512_set1_ps(largest));
+                __m512 s = _mm512_fmsub_ps(lanes_of(scores + p * AREA, i, c), by, _mm512_set1_ps(largest));
                 e[c] = exponentials(s, seen);
                 sum = _mm512_add_ps(sum, e[c]);
             }
@@ -176,24 +170,21 @@ typedef struct {
 
 // Algorithm 4, lines 11 to 14: p = exp(scale · s - logsumexp), ds = scale · p · (dp - delta), of one pair.
 static void derive(const view *own, const float *s, const float *dp, const uint32_t *bits, float scale, uint16_t *dscores_rows) {
-    const __m512i turns = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2,
-                                           17, 1, 16, 0);
     const __m512 by = _mm512_set1_ps(scale);
     for (int i = 0; i < SIDE; i += 2)
         for (int c = 0; c < 2; c++) {
             __m512 e[2], ds[2];
             for (int n = 0; n < 2; n++) {
-                int at = (i + n) / TILE * 2 * QUARTER + c * QUARTER + (i + n) % TILE * TILE;
-                __m512 x = _mm512_fmsub_ps(_mm512_load_ps(s + at), by, _mm512_set1_ps(own->logsumexp[i + n]));
+                __m512 x = _mm512_fmsub_ps(lanes_of(s, i + n, c), by, _mm512_set1_ps(own->logsumexp[i + n]));
                 __mmask16 seen = (__mmask16)(bits[i + n] >> c * TILE);
                 e[n] = exponentials(x, seen);
-                __m512 difference = _mm512_sub_ps(_mm512_load_ps(dp + at), _mm512_set1_ps(own->delta[i + n]));
+                __m512 difference = _mm512_sub_ps(lanes_of(dp, i + n, c), _mm512_set1_ps(own->delta[i + n]));
                 ds[n] = _mm512_maskz_mul_ps(seen, _mm512_mul_ps(e[n], difference), by);
             }
             __m512i shares = narrowed(e[0], e[1]), both = narrowed(ds[0], ds[1]);
             int to = c * 2 * QUARTER + i / 2 * SIDE;
-            _mm512_store_si512(own->shares + to, _mm512_permutexvar_epi16(turns, shares));
-            _mm512_store_si512(own->dscores + to, _mm512_permutexvar_epi16(turns, both));
+            _mm512_store_si512(own->shares + to, turned_in(shares));
+            _mm512_store_si512(own->dscores + to, turned_in(both));
             _mm256_store_si256((__m256i *)(dscores_rows + i * SIDE + c * TILE), _mm512_castsi512_si256(both));
             _mm256_store_si256((__m256i *)(dscores_rows + (i + 1) * SIDE + c * TILE), _mm512_extracti64x4_epi64(both, 1));
         }
@@ -232,10 +223,7 @@ static void finish(float *const *parts, int64_t count, int64_t block, int64_t to
 
 static float inner_product(const uint16_t *a, const uint16_t *b, int64_t d) {
     __m512 sum = _mm512_setzero_ps();
-    for (int64_t j = 0; j < d; j += TILE) {
-        __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(a + j))), y = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(b + j)));
-        sum = _mm512_fmadd_ps((__m512)_mm512_slli_epi32(x, 16), (__m512)_mm512_slli_epi32(y, 16), sum);
-    }
+    for (int64_t j = 0; j < d; j += TILE) sum = _mm512_fmadd_ps(widened(a + j), widened(b + j), sum);
     return _mm512_reduce_add_ps(sum);
 }
 

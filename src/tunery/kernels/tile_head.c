@@ -19,10 +19,6 @@ typedef struct {
     float *largest, *sum, *others, *added;
 } share;
 
-static inline __m512 lanes_of(const float *sums, int64_t row, int c) {
-    return _mm512_load_ps(sums + row / TILE * 2 * QUARTER + c * QUARTER + row % TILE * TILE);
-}
-
 // One row of a panel's logits: exponentials as bfloat16 into `shares`, the target's left out.
 static void take_row(const float *logits, int64_t count, int64_t i, int64_t row, int64_t target, float factor, share own, uint16_t *shares,
                      float *added, int64_t width, float *at) {
@@ -86,8 +82,7 @@ static void finish(const share *parts, int threads, const uint16_t *w_of_target,
     for (int64_t k = 0; k < width; k += SIDE) {
         __m512 half[2];
         for (int h = 0; h < 2; h++) {
-            __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(w_of_target + k + h * TILE)));
-            half[h] = _mm512_mul_ps((__m512)_mm512_slli_epi32(bits, 16), _mm512_set1_ps(-others));
+            half[h] = _mm512_mul_ps(widened(w_of_target + k + h * TILE), _mm512_set1_ps(-others));
             for (int n = 0; n < threads; n++)
                 if (by[n]) half[h] = _mm512_fmadd_ps(lanes_of(parts[n].added + row / SIDE * SIDE * width + k * SIDE, row % SIDE, h), _mm512_set1_ps(by[n]), half[h]);
             half[h] = _mm512_mul_ps(half[h], _mm512_set1_ps(scale));

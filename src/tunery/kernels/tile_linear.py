@@ -8,9 +8,7 @@ import torch
 from torch import nn
 
 from tunery.kernels import library
-
-SIDE = 32
-"""Rows and columns of what the unit computes at a time."""
+from tunery.kernels.library import SIDE
 
 
 def able(x: torch.Tensor, width: int, out: int, weight: torch.Tensor | None) -> bool:

@@ -73,13 +73,9 @@ static inline const uint16_t *values_of(const frozen *w, int64_t from, int64_t c
 
 // Two rows of 32 values, each times a number, in turn.
 static inline void both_scaled_in_turn(const uint16_t *a, const uint16_t *b, float by_a, float by_b, uint16_t *to) {
-    const __m512i turns = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2,
-                                           17, 1, 16, 0);
     for (int h = 0; h < 2; h++) {
-        __m512 x = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(a + h * TILE))), 16);
-        __m512 y = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(b + h * TILE))), 16);
-        __m512i both = narrowed(_mm512_mul_ps(x, _mm512_set1_ps(by_a)), _mm512_mul_ps(y, _mm512_set1_ps(by_b)));
-        _mm512_store_si512(to + h * 2 * QUARTER, _mm512_permutexvar_epi16(turns, both));
+        __m512 x = _mm512_mul_ps(widened(a + h * TILE), _mm512_set1_ps(by_a)), y = _mm512_mul_ps(widened(b + h * TILE), _mm512_set1_ps(by_b));
+        _mm512_store_si512(to + h * 2 * QUARTER, turned_in(narrowed(x, y)));
     }
 }
 
@@ -94,8 +90,7 @@ static void make_thin(const uint16_t *x, int64_t width, const uint16_t *laid, fl
         add_up(x + first * width, width, laid, 0, width);
         put(sums);
         for (int64_t i = 0; i < SIDE; i++) {
-            const float *row = sums + i / TILE * 2 * QUARTER + i % TILE * TILE;
-            __m256i own = (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps(_mm512_load_ps(row), _mm512_load_ps(row + QUARTER)));
+            __m256i own = (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps(lanes_of(sums, i, 0), lanes_of(sums, i, 1)));
             _mm256_storeu_si256((__m256i *)(twice + (first + i) * 2 * whole + k), own);
             _mm256_storeu_si256((__m256i *)(twice + (first + i) * 2 * whole + whole + k), own);
             if (thin) memcpy(thin + (first + i) * rank + k, &own, (size_t)least(rank - k, TILE) * 2);
@@ -131,8 +126,7 @@ static void lay_thin_down(const float *b, float scale, const float *gain, int64_
 static inline void finish(const float *sums, int64_t first, int64_t column, int64_t width, const float *gain, const float *bias, uint16_t *y,
                           uint16_t *kept) {
     for (int64_t i = 0; i < SIDE; i++) {
-        const float *row = sums + i / TILE * 2 * QUARTER + i % TILE * TILE;
-        __m512 low = _mm512_load_ps(row), high = _mm512_load_ps(row + QUARTER);
+        __m512 low = lanes_of(sums, i, 0), high = lanes_of(sums, i, 1);
         int64_t at = (first + i) * width + column;
         if (kept) _mm512_stream_si512((void *)(kept + at), narrowed(low, high));
         if (gain) low = _mm512_mul_ps(low, _mm512_loadu_ps(gain + column)), high = _mm512_mul_ps(high, _mm512_loadu_ps(gain + column + TILE));
@@ -177,9 +171,8 @@ static void gains(const uint16_t *w, int64_t width, const uint16_t *laid, const 
         add_up(w, width, laid, 0, width);
         put(sums);
         for (int64_t i = 0; i < SIDE; i++) {
-            const float *row = sums + i / TILE * 2 * QUARTER + i % TILE * TILE;
             __m512 part = _mm512_maskz_loadu_ps(there, b + i * rank + k), turned = _mm512_setzero_ps();
-            cross[i] += _mm512_reduce_add_ps(_mm512_mul_ps(part, _mm512_add_ps(_mm512_load_ps(row), _mm512_load_ps(row + QUARTER))));
+            cross[i] += _mm512_reduce_add_ps(_mm512_mul_ps(part, _mm512_add_ps(lanes_of(sums, i, 0), lanes_of(sums, i, 1))));
             for (int64_t l = 0; l < rank; l++) turned = _mm512_fmadd_ps(_mm512_set1_ps(b[i * rank + l]), _mm512_load_ps(gram + l * whole + k), turned);
             own[i] += _mm512_reduce_add_ps(_mm512_mul_ps(part, turned));
         }
@@ -310,11 +303,7 @@ static inline __attribute__((always_inline)) void sums_of_columns(const uint16_t
     for (int c = 0; c < 2 * count; c++) sums[c] = _mm512_setzero_ps();
     for (int64_t i = 0; i < rows; i++, dy += width, kept += width) {
         prefetch(kept + AHEAD * width, count);
-        for (int c = 0; c < 2 * count; c++) {
-            __m512i a = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(dy + c * TILE)));
-            __m512i b = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(kept + c * TILE)));
-            sums[c] = _mm512_fmadd_ps((__m512)_mm512_slli_epi32(a, 16), (__m512)_mm512_slli_epi32(b, 16), sums[c]);
-        }
+        for (int c = 0; c < 2 * count; c++) sums[c] = _mm512_fmadd_ps(widened(dy + c * TILE), widened(kept + c * TILE), sums[c]);
     }
     for (int c = 0; c < 2 * count; c++) _mm512_storeu_ps(to + c * TILE, sums[c]);
 }

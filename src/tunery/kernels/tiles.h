@@ -70,6 +70,20 @@ static inline __m512i in_turn(const uint16_t *a, const uint16_t *b) {
 // 16 numbers of each of two rows as bfloat16, the first row's in the lower half.
 static inline __m512i narrowed(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
+// Two rows that `narrowed` made one of, their values in turn.
+static inline __m512i turned_in(__m512i both) {
+    const __m512i turns = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2,
+                                           17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(turns, both);
+}
+
+static inline __m512 widened(const uint16_t *p) { return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16); }
+
+// Of row `row` of a block of sums, the first (h = 0) or the last 16.
+static inline __m512 lanes_of(const float *sums, int64_t row, int h) {
+    return _mm512_load_ps(sums + row / TILE * 2 * QUARTER + h * QUARTER + row % TILE * TILE);
+}
+
 static inline void clear(void) {
     _tile_zero(0);
     _tile_zero(1);

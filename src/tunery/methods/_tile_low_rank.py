@@ -5,8 +5,8 @@ dx   = (g·dy) W + dthin A                dthin = (g·dy) M
 dA   = dthinᵀ x,   dB = s · (g·dy)ᵀ thin,   dm = Σ dy · (x Wᵀ + thin Mᵀ) / ‖W + sBA‖
 
 Sums are float32 until they are stored; A, B and their gradients are float32. The norm and the gain are taken, and a weight in four bits is
-written out, while the weight is laid out for the unit, so neither is a pass of its own. Both directions are operations of torch's, so that whoever watches
-operations sees them.
+written out, while the weight is laid out for the unit, so neither is a pass of its own. Both directions are operations of torch's, so that
+whoever watches operations sees them.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ class _Product(torch.autograd.Function):
     ) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1]).contiguous()
         bias = None if base.bias is None else base.bias.float()
-        a, b = a.contiguous(), b.contiguous()
-        y, thin, kept, gain, norm = torch.ops.tunery.low_rank(flat, *_frozen(base, x.dtype), a, b, scale, magnitude, square, bias)
+        a, b = a.float().contiguous(), b.float().contiguous()  # as the kernel reads them, whatever they were cast to
+        of_dora = (None, None) if magnitude is None or square is None else (magnitude.float(), square.float())
+        y, thin, kept, gain, norm = torch.ops.tunery.low_rank(flat, *_frozen(base, x.dtype), a, b, scale, *of_dora, bias)
         result: torch.Tensor = y.view(*x.shape[:-1], y.shape[-1])
         ctx.of_result = not len(kept)
         ctx.save_for_backward(flat, a, b, thin, *((result if ctx.of_result else kept, gain, norm) if magnitude is not None else ()))

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from tunery.kernels import library
-
-SIDE = 32
+from tunery.kernels.library import SIDE
 
 
 @dataclass(frozen=True)

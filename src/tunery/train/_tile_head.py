@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from tunery.kernels import library
-
-SIDE = 32
+from tunery.kernels.library import SIDE
 
 
 def able(x: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def _seen(pack: Pack, rule: Any, device: torch.device | str = "cpu") -> torch.Te
     return allowed & rule(torch.tensor(0), torch.tensor(0), positions[:, None], positions[None, :])
 
 
-def _cut(mask: torch.Tensor, key: Any, cut: Any) -> Any:
+def _cut(mask: torch.Tensor | None, key: Any, cut: Any) -> Any:
     """How a pack is cut, by `cut` from what each token sees: made once for all layers that share the mask. None for a mask that is not a pack's."""
     seen = getattr(mask, "seen", None)
     if seen is None:
@@ -84,14 +85,13 @@ def _attention(
     softcap = kwargs.pop("softcap", None)
     if softcap is None and _block_attention.possible(query, key, value, dropout):
         heads = query.shape[1] // key.shape[1]
+        cut: Any = partial(_block_attention.cut, heads=heads, dtype=query.dtype, device=query.device)
+        attend: Any = _block_attention.attend
         if _tile_attention.possible(query):
-            pairs = _cut(attention_mask, "tiles", _tile_attention.pairs)
-            if pairs is not None:
-                return _tile_attention.attend(query, key, value, pairs, scaling), None
-        elif (
-            blocks := _cut(attention_mask, (heads, query.dtype), lambda x: _block_attention.cut(x, heads, query.dtype, query.device))
-        ) is not None:
-            return _block_attention.attend(query, key, value, blocks, scaling), None
+            cut, attend = _tile_attention.pairs, _tile_attention.attend
+        pieces = _cut(attention_mask, (attend, heads, query.dtype), cut)
+        if pieces is not None:
+            return attend(query, key, value, pieces, scaling), None
     if softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     groups = query.shape[1] // key.shape[1]
