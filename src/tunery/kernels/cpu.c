@@ -65,7 +65,7 @@ static inline void narrow_f32(float *p, vec f) { *(vec *)p = f; }
 #define JOIN(a, b) JOIN_(a, b)
 #define NAME(name) JOIN(name, SUFFIX)
 
-#ifdef TILES
+#ifdef AMX
 #define PARTS 3           // numbers of bfloat16 whose sum is one of float32
 #define TALL (4 * TILE)   // rows of x whose sums stay in tiles
 
@@ -141,12 +141,17 @@ static int tile_product(const uint16_t *x, const float *m, float *thin, int64_t 
     return 1;
 }
 #define TILE_PRODUCT_bf16(...) tile_product(__VA_ARGS__)
-int tiles_usable(void) { return tiles_allowed(); }
 #else
-int tiles_usable(void) { return 0; }
 #define TILE_PRODUCT_bf16(...) 0
 #endif
 #define TILE_PRODUCT_f32(...) 0
+
+// Whether the kernels over blocks (`tiles.h`) may be called.
+#ifdef TILES
+int tiles_usable(void) { return tiles_allowed(); }
+#else
+int tiles_usable(void) { return 0; }
+#endif
 
 #define T uint16_t
 #define SUFFIX bf16

@@ -52,8 +52,8 @@ static void take(matrix x, int64_t head, int64_t block, int64_t tokens, int64_t 
 
 // Sums (32, 32) = a · bᵀ over d.
 static inline void scores_of(const uint16_t *a, const uint16_t *across, float *sums, int64_t d) {
-    clear();
-    for (int64_t j = 0; j < d; j += SIDE) multiply(a + j, d, across + j * SIDE);
+    clear(sums);
+    add_up(sums, a, d, across, 0, d);
     put(sums);
 }
 
@@ -67,8 +67,8 @@ static inline __m512i row_of(const float *sums, int64_t i, float factor) {
 static void gather(const uint16_t *shares, const uint16_t *down, const int32_t *columns, int64_t count, const float *factor, float *sums,
                    uint16_t *to, int64_t head, int64_t heads, int64_t block, int64_t tokens, int64_t d) {
     for (int64_t j = 0; j < d; j += SIDE) {
-        clear();
-        for (int64_t p = 0; p < count; p++) multiply(shares + p * AREA, SIDE, down + columns[p] * SIDE * d + j * SIDE);
+        clear(sums);
+        for (int64_t p = 0; p < count; p++) multiply(sums, shares + p * AREA, SIDE, 0, down + columns[p] * SIDE * d + j * SIDE, 0, 1);
         put(sums);
         for (int64_t i = 0; i < SIDE && block * SIDE + i < tokens; i++)
             _mm512_storeu_si512(to + ((block * SIDE + i) * heads + head) * d + j, row_of(sums, i, factor ? factor[i] : 1.0f));
@@ -195,7 +195,8 @@ static inline void add_product(float *sums, view *const views, int count, int of
     for (int64_t j = 0; j < d; j += SIDE, sums += AREA) {
         fetch(sums);
         for (int h = 0; h < count; h++)
-            multiply((of_values ? views[h].dout_turned : views[h].rows_turned) + j * SIDE, SIDE, of_values ? views[h].shares : views[h].dscores);
+            multiply(sums, (of_values ? views[h].dout_turned : views[h].rows_turned) + j * SIDE, SIDE, 0, of_values ? views[h].shares : views[h].dscores,
+                     0, 1);
         put(sums);
     }
 }

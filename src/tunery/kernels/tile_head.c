@@ -129,8 +129,8 @@ int tile_head_bf16(const uint16_t *x, const uint16_t *w, const int64_t *targets,
                 for (int64_t block = 0; block < blocks; block++) {
                     float *added = own_share.added + block * SIDE * width;
                     for (int64_t c = 0; c < count; c++) {
-                        clear();
-                        add_up(filled + block * SIDE * width, width, across + c * SIDE * width, 0, width);
+                        clear(logits + c * AREA);
+                        add_up(logits + c * AREA, filled + block * SIDE * width, width, across + c * SIDE * width, 0, width);
                         put(logits + c * AREA);
                     }
                     for (int64_t i = 0; i < SIDE; i++) {
@@ -139,7 +139,7 @@ int tile_head_bf16(const uint16_t *x, const uint16_t *w, const int64_t *targets,
                     }
                     for (int64_t k = 0; dx && k < width / SIDE; k++) {
                         fetch(added + k * AREA);
-                        for (int64_t c = 0; c < count; c++) multiply(shares + c * AREA, SIDE, down + (k * SLABS + c) * AREA);
+                        multiply(added + k * AREA, shares, SIDE, AREA, down + k * SLABS * AREA, AREA, count);
                         put(added + k * AREA);
                     }
                 }

@@ -86,8 +86,8 @@ static inline int64_t block_start(int64_t block, int64_t rows) { return least(bl
 static void make_thin(const uint16_t *x, int64_t width, const uint16_t *laid, float *sums, int64_t first, int64_t rank, int64_t whole,
                       uint16_t *thin, uint16_t *twice) {
     for (int64_t k = 0; k < whole; k += TILE, laid += width * SIDE) {
-        clear();
-        add_up(x + first * width, width, laid, 0, width);
+        clear(sums);
+        add_up(sums, x + first * width, width, laid, 0, width);
         put(sums);
         for (int64_t i = 0; i < SIDE; i++) {
             __m256i own = (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps(lanes_of(sums, i, 0), lanes_of(sums, i, 1)));
@@ -150,9 +150,9 @@ static void product(side x, side twice, const uint16_t *panel, int64_t count, fl
                 if (from)
                     fetch(sums);
                 else
-                    clear();
-                add_up(x.values + first * x.width, x.width, slab, from, to);
-                if (to == x.width) add_up(twice.values + first * twice.width, twice.width, slab + x.width * SIDE, 0, twice.width);
+                    clear(sums);
+                add_up(sums, x.values + first * x.width, x.width, slab, from, to);
+                if (to == x.width) add_up(sums, twice.values + first * twice.width, twice.width, slab + x.width * SIDE, 0, twice.width);
                 put(sums);
                 if (to == x.width) finish(sums, first, column + n * SIDE, width, gain, bias, y, kept);
             }
@@ -167,8 +167,8 @@ static void gains(const uint16_t *w, int64_t width, const uint16_t *laid, const 
     float cross[SIDE] = {0}, own[SIDE] = {0};
     for (int64_t k = 0; k < whole; k += TILE, laid += width * SIDE) {
         __mmask16 there = rank - k < TILE ? (__mmask16)((1 << (rank - k)) - 1) : 0xffff;
-        clear();
-        add_up(w, width, laid, 0, width);
+        clear(sums);
+        add_up(sums, w, width, laid, 0, width);
         put(sums);
         for (int64_t i = 0; i < SIDE; i++) {
             __m512 part = _mm512_maskz_loadu_ps(there, b + i * rank + k), turned = _mm512_setzero_ps();
@@ -265,17 +265,7 @@ static void outer(const uint16_t *x, int64_t rows, int64_t width, int64_t column
     }
     for (int64_t c = 0; c < count; c++, column += SIDE, panel += blocks * AREA)
         for (int64_t k = 0; k < whole; k += TILE) {
-            _tile_zero(0);
-            _tile_zero(1);
-            for (int64_t block = 0; block < blocks; block++) {
-                _tile_loadd(4, turned + (block * whole + k) * SIDE, 64);
-                _tile_loadd(6, panel + block * AREA, 64);
-                _tile_loadd(7, panel + block * AREA + 2 * QUARTER, 64);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 4, 7);
-            }
-            _tile_stored(0, sums, 64);
-            _tile_stored(1, sums + QUARTER, 64);
+            multiply_half(sums, turned + k * SIDE, whole * SIDE, panel, AREA, blocks);
             for (int64_t i = 0; i < least(rank - k, TILE); i++)
                 for (int64_t j = 0; j < SIDE; j++)
                     to[(k + i) * row_gap + (column + j) * column_gap] = by * (gain ? gain[column + j] : 1.0f) * sums[j / TILE * QUARTER + i * TILE + j % TILE];

@@ -1,47 +1,24 @@
-// The matrix unit (AMX; Intel's architecture manual, volume 1, chapter 18): eight tiles of 16 rows of 64 bytes.
+// What the kernels over blocks of bfloat16 are made of: products of blocks by the matrix unit (AMX; Intel's architecture manual, volume 1,
+// chapter 18: eight tiles of 16 rows of 64 bytes), and where there is none by AVX-512's own sums of pairs (AVX512-BF16), from the same layouts.
 #pragma once
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
 #define TILES
 #include <immintrin.h>
+#ifdef __AMX_BF16__
+#define AMX
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 
 #define TILE 16
 #define SIDE 32             // rows and columns of a block of sums
 #define AREA (SIDE * SIDE)  // a block's sums: four tiles of float32, one after the other
 #define QUARTER (TILE * TILE)
 #define ROUND(n) (((n) + 63) / 64 * 64)
-
-typedef struct {
-    uint8_t palette, start, reserved[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-} __attribute__((aligned(64))) tile_shapes;
-
-static int tiles_allowed(void) {  // Linux hands the tiles out to those who ask
-    static int known = -1;
-    if (known < 0) known = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
-    return known;
-}
-
-// In each thread, before its first tile: all eight whole. found: what whoever had them before set.
-static inline void tiles_begin(tile_shapes *found) {
-    tile_shapes own = {.palette = 1};
-    for (int n = 0; n < 8; n++) own.bytes[n] = 64, own.rows[n] = TILE;
-    _tile_storeconfig(found);
-    _tile_loadconfig(&own);
-}
-
-static inline void tiles_end(const tile_shapes *found) {
-    if (found->palette)
-        _tile_loadconfig(found);
-    else
-        _tile_release();
-}
 
 // 16 × 16 words, rows for columns, by exchanging ever smaller squares.
 static inline __attribute__((always_inline)) void transpose(__m512i row[TILE]) {
@@ -84,39 +61,6 @@ static inline __m512 lanes_of(const float *sums, int64_t row, int h) {
     return _mm512_load_ps(sums + row / TILE * 2 * QUARTER + h * QUARTER + row % TILE * TILE);
 }
 
-static inline void clear(void) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-}
-
-// A block of sums += a (32 rows, `gap` values apart, of 32 values) · b (two tiles).
-static inline void multiply(const uint16_t *a, int64_t gap, const uint16_t *b) {
-    _tile_loadd(4, a, gap * 2);
-    _tile_stream_loadd(6, b, 64);  // past the first cache, which the rows of a stay in
-    _tile_stream_loadd(7, b + 2 * QUARTER, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, a + TILE * gap, gap * 2);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-}
-
-static inline void fetch(const float *sums) {
-    _tile_loadd(0, sums, 64);
-    _tile_loadd(1, sums + QUARTER, 64);
-    _tile_loadd(2, sums + 2 * QUARTER, 64);
-    _tile_loadd(3, sums + 3 * QUARTER, 64);
-}
-
-static inline void put(float *sums) {
-    _tile_stored(0, sums, 64);
-    _tile_stored(1, sums + QUARTER, 64);
-    _tile_stored(2, sums + 2 * QUARTER, 64);
-    _tile_stored(3, sums + 3 * QUARTER, 64);
-}
-
 // Of 16 rows, `gap` values apart, 32 values as a tile of 16 pairs by 16 rows.
 static inline void lay_tile(const uint16_t *rows, int64_t gap, uint16_t *to) {
 #pragma GCC unroll 4
@@ -151,11 +95,6 @@ static inline void both_in_turn(const uint16_t *a, const uint16_t *b, uint16_t *
     _mm512_store_si512(to + 2 * QUARTER, in_turn(a + TILE, b + TILE));
 }
 
-// A block of sums += x (32 rows) · what `slab` was laid from, summands `from` to `to`.
-static inline void add_up(const uint16_t *x, int64_t width, const uint16_t *slab, int64_t from, int64_t to) {
-    for (int64_t j = from; j < to; j += SIDE) multiply(x + j, width, slab + j * SIDE);
-}
-
 // e^x for 16 numbers (Cody & Waite 1980), 0 for those not in `seen` and where it would be below the least normal number.
 static inline __m512 exponentials(__m512 x, __mmask16 seen) {
     seen &= _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GE_OQ);
@@ -170,5 +109,139 @@ static inline __m512 exponentials(__m512 x, __mmask16 seen) {
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
     p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
     return _mm512_maskz_scalef_ps(seen, p, n);
+}
+
+// A block of sums (32, 32) is begun by `clear`, or goes on by `fetch`; then any number of products is added, and `put` ends it.
+#ifdef AMX
+typedef struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} __attribute__((aligned(64))) tile_shapes;
+
+static inline int tiles_allowed(void) {  // Linux hands the tiles out to those who ask
+    static int known = -1;
+    if (known < 0) known = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
+    return known;
+}
+
+// In each thread, before its first tile: all eight whole. found: what whoever had them before set.
+static inline void tiles_begin(tile_shapes *found) {
+    tile_shapes own = {.palette = 1};
+    for (int n = 0; n < 8; n++) own.bytes[n] = 64, own.rows[n] = TILE;
+    _tile_storeconfig(found);
+    _tile_loadconfig(&own);
+}
+
+static inline void tiles_end(const tile_shapes *found) {
+    if (found->palette)
+        _tile_loadconfig(found);
+    else
+        _tile_release();
+}
+
+static inline void clear(float *sums) {
+    (void)sums;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+static inline void fetch(const float *sums) {
+    _tile_loadd(0, sums, 64);
+    _tile_loadd(1, sums + QUARTER, 64);
+    _tile_loadd(2, sums + 2 * QUARTER, 64);
+    _tile_loadd(3, sums + 3 * QUARTER, 64);
+}
+
+static inline void put(float *sums) {
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + QUARTER, 64);
+    _tile_stored(2, sums + 2 * QUARTER, 64);
+    _tile_stored(3, sums + 3 * QUARTER, 64);
+}
+
+// Sums += a (32 rows, `gap` values apart, of 32 values) · b (two tiles), `count` times, each a_step and b_step after the one before.
+static inline void multiply(float *sums, const uint16_t *a, int64_t gap, int64_t a_step, const uint16_t *b, int64_t b_step, int64_t count) {
+    (void)sums;
+    for (int64_t n = 0; n < count; n++, a += a_step, b += b_step) {
+        _tile_loadd(4, a, gap * 2);
+        _tile_stream_loadd(6, b, 64);  // past the first cache, which the rows of a stay in
+        _tile_stream_loadd(7, b + 2 * QUARTER, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, a + TILE * gap, gap * 2);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+}
+
+// The upper half of a block alone, from nothing: sums (16, 32) = a (16 rows, 32 values each, without gaps) · b, `count` times.
+static inline void multiply_half(float *sums, const uint16_t *a, int64_t a_step, const uint16_t *b, int64_t b_step, int64_t count) {
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int64_t n = 0; n < count; n++, a += a_step, b += b_step) {
+        _tile_loadd(4, a, 64);
+        _tile_loadd(6, b, 64);
+        _tile_loadd(7, b + 2 * QUARTER, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+    }
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + QUARTER, 64);
+}
+#else
+typedef int tile_shapes;
+
+static inline int tiles_allowed(void) { return 1; }
+static inline void tiles_begin(tile_shapes *found) { (void)found; }
+static inline void tiles_end(const tile_shapes *found) { (void)found; }
+
+static inline void clear(float *sums) { memset(sums, 0, AREA * sizeof *sums); }
+static inline void fetch(const float *sums) { (void)sums; }
+static inline void put(float *sums) { (void)sums; }
+
+#define TOGETHER_ROWS 8  // rows whose sums, two vectors each, stay in registers: enough that none waits for its last addition
+
+// Of a block, the sums of eight rows += as `multiply` says.
+static inline __attribute__((always_inline)) void multiply_rows(float *sums, const uint16_t *a, int64_t gap, int64_t a_step, const uint16_t *b,
+                                                                int64_t b_step, int64_t count) {
+    __m512 low[TOGETHER_ROWS], high[TOGETHER_ROWS];
+#pragma GCC unroll 8
+    for (int i = 0; i < TOGETHER_ROWS; i++) low[i] = _mm512_load_ps(sums + i * TILE), high[i] = _mm512_load_ps(sums + QUARTER + i * TILE);
+    for (int64_t n = 0; n < count; n++, a += a_step, b += b_step)
+#pragma GCC unroll 4
+        for (int k = 0; k < TILE; k++) {
+            __m512bh left = (__m512bh)_mm512_load_si512(b + k * SIDE), right = (__m512bh)_mm512_load_si512(b + 2 * QUARTER + k * SIDE);
+#pragma GCC unroll 8
+            for (int i = 0; i < TOGETHER_ROWS; i++) {
+                int32_t pair;
+                memcpy(&pair, a + i * gap + 2 * k, sizeof pair);
+                __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+                low[i] = _mm512_dpbf16_ps(low[i], both, left);
+                high[i] = _mm512_dpbf16_ps(high[i], both, right);
+            }
+        }
+#pragma GCC unroll 8
+    for (int i = 0; i < TOGETHER_ROWS; i++) _mm512_store_ps(sums + i * TILE, low[i]), _mm512_store_ps(sums + QUARTER + i * TILE, high[i]);
+}
+
+// Sums += a (32 rows, `gap` values apart, of 32 values) · b (two tiles), `count` times, each a_step and b_step after the one before.
+static inline void multiply(float *sums, const uint16_t *a, int64_t gap, int64_t a_step, const uint16_t *b, int64_t b_step, int64_t count) {
+    for (int64_t i = 0; i < SIDE; i += TOGETHER_ROWS)
+        multiply_rows(sums + i / TILE * 2 * QUARTER + i % TILE * TILE, a + i * gap, gap, a_step, b, b_step, count);
+}
+
+// The upper half of a block alone, from nothing: sums (16, 32) = a (16 rows, 32 values each, without gaps) · b, `count` times.
+static inline void multiply_half(float *sums, const uint16_t *a, int64_t a_step, const uint16_t *b, int64_t b_step, int64_t count) {
+    memset(sums, 0, AREA / 2 * sizeof *sums);
+    for (int64_t i = 0; i < TILE; i += TOGETHER_ROWS) multiply_rows(sums + i * TILE, a + i * SIDE, SIDE, a_step, b, b_step, count);
+}
+#endif
+
+// A block of sums += x (32 rows) · what `slab` was laid from, summands `from` to `to`.
+static inline void add_up(float *sums, const uint16_t *x, int64_t width, const uint16_t *slab, int64_t from, int64_t to) {
+    multiply(sums, x + from, width, SIDE, slab + from * SIDE, AREA, (to - from) / SIDE);
 }
 #endif
