@@ -80,7 +80,8 @@ def _cache(read: Read, answers: Sequence[Answer]) -> AnsweringCache:
     for layer in range(len(read.layers[0])):
         pair = []
         for side in (0, 1):
-            whole = torch.cat([layers[layer][side] for layers in read.layers], 1).float()
+            whole = torch.cat([layers[layer][side] for layers in read.layers], 1)
+            whole = whole.to(AnsweringCache.stored(whole))
             store = whole.new_empty(len(whole), len(answers), width + new, whole.shape[-1])
             store[:, :, :width] = whole.index_select(1, flat).view(len(whole), len(answers), width, -1)
             pair.append(store)

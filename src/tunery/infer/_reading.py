@@ -17,6 +17,7 @@ import torch
 
 from tunery.errors import RunError
 from tunery.infer._shared_attention import Beginning, KeysValues, ReadingCache
+from tunery.train import _tile_attention
 from tunery.train.forward import Head, can_pack
 from tunery.train.packs import Pack, pack
 
@@ -67,6 +68,7 @@ class Reader:
         self.layers = int(model.config.get_text_config().num_hidden_layers)
         self.output = model.get_output_embeddings()
         self.head = Head(self.output, model.config.get_text_config())
+        self.by_tiles = _by_tiles(model)
         self._beginning = Beginning(np.empty(0, np.int64), [])
 
     def read(self, rows: Sequence[Wanted]) -> Read:
@@ -120,7 +122,7 @@ class Reader:
             held.append(inputs[0])
             return (inputs[0][:, :1].clone(memory_format=torch.contiguous_format),)  # one position, to compare with
 
-        cache = ReadingCache(self.layers, beginning, packed, model.device)
+        cache = ReadingCache(self.layers, beginning, packed, model.device, self.by_tiles)
         hook = self.output.register_forward_pre_hook(hold)
         try:
             with cache.attended():
@@ -140,6 +142,13 @@ class Reader:
                 )
             _compared.add(model)
         return states, cache.kept
+
+
+def _by_tiles(model: Any) -> bool:
+    """Whether a kernel takes this model's attention that skips what a mask hides, whatever the shape."""
+    config = model.config.get_text_config()
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return _tile_attention.possible(torch.empty(1, 1, 1, head, dtype=model.dtype, device=model.device))
 
 
 _compared: WeakSet[torch.nn.Module] = WeakSet()

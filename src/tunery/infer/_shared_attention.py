@@ -25,6 +25,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tunery.kernels import library
 from tunery.train import attention as packed_attention
 from tunery.train.packs import Pack
 
@@ -101,17 +102,17 @@ class ReadingCache(_OwnCache):
     """The keys and values of a pack's tokens, which come after a shared beginning. They are kept in `kept`.
 
     The pack falls into blocks, one for each subtree: only within one, and to the beginning, is anything seen. Where that saves too
-    little (one block, a long beginning), torch's fused kernel does all at once under a mask.
+    little (one block, a long beginning), or where a kernel skips what the mask hides (`by_tiles`), all is done at once under the mask.
     """
 
-    def __init__(self, layers: int, beginning: Beginning, pack: Pack, device: torch.device) -> None:
+    def __init__(self, layers: int, beginning: Beginning, pack: Pack, device: torch.device, by_tiles: bool = False) -> None:
         super().__init__(layers, beginning)
         self.pack, self.device = pack, device
         self.kept: KeysValues = [None] * layers  # type: ignore[list-item]
         borders = _subtrees(pack.end)
         width = int(np.diff(borders).max())
         count = len(pack.tokens)
-        self.dense = len(beginning) > DENSE_BEGINNING or (len(borders) - 1) * width * width * 2 > count * count
+        self.dense = by_tiles or len(beginning) > DENSE_BEGINNING or (len(borders) - 1) * width * width * 2 > count * count
         place = borders[:-1, None] + np.arange(width)
         self._empty = place >= borders[1:, None]  # (B, W)
         self._place = np.where(self._empty, 0, place)
@@ -133,7 +134,7 @@ class ReadingCache(_OwnCache):
             allowed = np.concatenate([np.ones((len(pack.tokens), count), bool), pack.mask()], 1)
             position = np.concatenate([np.arange(count), count + pack.positions])
             seen = self._rule(rule, count + pack.positions[:, None], position[None, :]) & torch.from_numpy(allowed).to(self.device)
-            return torch.zeros(1, dtype=dtype, device=self.device).where(seen, float("-inf"))[None, None]
+            return packed_attention.additive(seen, dtype)
         place, empty = self._place, self._empty
         own = (place[:, None, :] <= place[:, :, None]) & (place[:, :, None] < pack.end[place][:, None, :]) & ~empty[:, None, :]
         allowed = np.concatenate([np.ones((*place.shape, count), bool), own], 2)
@@ -174,14 +175,20 @@ class ReadingCache(_OwnCache):
 class AnsweringCache(_OwnCache):
     """Keys and values of R rows, one new token a row at a time, after a shared beginning.
 
-    layers: for each layer keys and values (key-value heads, R, room, d) in float32, of which the first `width` columns are filled, on the
+    layers: for each layer keys and values (key-value heads, R, room, d), in `stored`, of which the first `width` columns are filled, on the
     left with what does not count: of row r the first width - lengths[r].
     """
 
     def __init__(self, beginning: Beginning, layers: KeysValues, lengths: torch.Tensor, width: int) -> None:
-        super().__init__(len(layers), beginning)
+        whole = [(k.contiguous(), v.contiguous()) for k, v in beginning.layers]
+        super().__init__(len(layers), Beginning(beginning.tokens, whole))
         self.own, self.lengths, self.width = layers, lengths, width
         self.steps = 0
+
+    @staticmethod
+    def stored(x: torch.Tensor) -> torch.dtype:
+        """The type in which keys and values like these are kept: their own where the kernel takes it, else what scores are computed in."""
+        return x.dtype if library.usable(x) else torch.float32
 
     @property
     def positions(self) -> torch.Tensor:
@@ -228,12 +235,24 @@ class AnsweringCache(_OwnCache):
         cap: float | None,
     ) -> torch.Tensor:
         """query: (R, heads, 1, d) → (R, 1, heads, d of the values)."""
-        end = self.width + self.steps + 1
-        k, v = (x[:, :, :end] for x in self.own[module.layer_idx])
+        own, end = self.own[module.layer_idx], self.width + self.steps + 1
+        d = own[0].shape[-1]
+        if library.usable(query, *own) and own[1].shape[-1] == d and d % 16 == 0 and d <= 256:
+            return self._by_kernel(module.layer_idx, query, mask, scaling, cap)
+        k, v = (x[:, :, :end].float() for x in own)
         groups, rows = k.shape[:2]
         q = (query.float() * scaling).view(rows, groups, -1, 1, query.shape[-1]).transpose(0, 1)
         found = self._joint(module.layer_idx, q, k, v, mask, cap)
         return found.transpose(0, 1).reshape(rows, 1, query.shape[1], -1).to(query.dtype)
+
+    def _by_kernel(self, layer: int, query: torch.Tensor, mask: torch.Tensor, scaling: float, cap: float | None) -> torch.Tensor:
+        own_k, own_v = self.own[layer]
+        key_heads, rows, room, d = own_k.shape
+        k, v = self.beginning.layers[layer] if len(self.beginning) else (None, None)
+        out = query.new_empty(rows, 1, query.shape[1], d)
+        figures = (rows, query.shape[1], key_heads, d, len(self.beginning), room, self.width + self.steps + 1, float(scaling), float(cap or 0))
+        library.done(library.call("attend_one", query.dtype, query.contiguous(), k, v, own_k, own_v, mask.contiguous(), out, *figures))
+        return out
 
 
 def _subtrees(end: np.ndarray) -> np.ndarray:

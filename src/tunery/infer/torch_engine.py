@@ -182,7 +182,7 @@ class _Draw:
         import torch
 
         if self.greedy:
-            return logits.argmax(-1)
+            return logits.max(-1).indices  # several times as fast as argmax in bfloat16; both give the first of equals
         logits = logits.float()
         for warper in self.warpers:
             logits = warper(None, logits)

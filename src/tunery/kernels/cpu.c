@@ -6,6 +6,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "tiles.h"
@@ -13,6 +14,7 @@
 #define LANES 16  // values of a vector: 64 bytes of float32, in as many registers as the processor needs for them
 #define ROWS 8    // rows whose sums stay in registers
 #define DOTS 4    // rows and columns of a thin product, whose every element is a sum of its own
+#define WIDEST 256  // values of an attention head, at most
 
 typedef float vec __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t word __attribute__((vector_size(64)));
@@ -60,6 +62,12 @@ static inline void narrow_bf16(uint16_t *p, vec f) {
 
 static inline vec widen_f32(const float *p) { return *(const vec *)p; }
 static inline void narrow_f32(float *p, vec f) { *(vec *)p = f; }
+
+static inline float total(vec v) {
+    const word places = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (uint32_t n = LANES / 2; n; n /= 2) v += __builtin_shuffle(v, places + n);  // places count round
+    return v[0];
+}
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -366,6 +374,59 @@ void NAME(attention_backward)(const float *scores, const float *dp, const T *mas
             dsr[j] = STORE(e * (d[j] - de) * scale);
         }
     }
+}
+
+// One query of `attend_one`: over keys in two parts, of counts[0] and counts[1]. shares: room for as many numbers.
+static inline __attribute__((always_inline)) void NAME(attend_query)(const T *q, const T *const *k, const T *const *v, const int64_t *counts,
+                                                                    const float *mask, float *shares, T *out, int64_t d, float scale, float cap) {
+    vec query[WIDEST / LANES], found[WIDEST / LANES];
+    for (int64_t j = 0; j < d / LANES; j++) query[j] = NAME(widen)(q + j * LANES) * scale, found[j] = (vec){0};
+    float largest = -INFINITY, sum = 0;
+    int64_t keys = 0;
+    for (int part = 0; part < 2; part++)
+        for (const T *key = k[part]; key < k[part] + counts[part] * d; key += d, keys++) {
+            vec products = (vec){0};
+            for (int64_t j = 0; j < d / LANES; j++) products += query[j] * NAME(widen)(key + j * LANES);
+            float score = total(products);
+            if (cap) score = cap * tanhf(score / cap);
+            shares[keys] = score += mask[keys];
+            largest = score > largest ? score : largest;
+        }
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < keys; i++) {
+        shares[i] = exponential(shares[i] - largest);
+        sum += shares[i];
+    }
+    for (int part = 0; part < 2; part++)
+        for (const T *value = v[part]; value < v[part] + counts[part] * d; value += d, shares++)
+            for (int64_t j = 0; j < d / LANES; j++) found[j] += *shares * NAME(widen)(value + j * LANES);
+    for (int64_t j = 0; j < d / LANES; j++) NAME(narrow)(out + j * LANES, found[j] / sum);
+}
+
+// Attention of one new token in each of several rows, over keys that all rows share and over each row's own. q, out: (rows, heads, d), d a
+// multiple of 16, at most 256; shared_k, shared_v: (key heads, shared, d); own_k, own_v: (key heads, rows, room, d), of which `count` are
+// there; mask: (rows, shared + count), added to the scores, which `cap` bounds if it is not 0. Returns 0, or 1 where there is no memory.
+int NAME(attend_one)(const T *q, const T *shared_k, const T *shared_v, const T *own_k, const T *own_v, const float *mask, T *out, int64_t rows,
+                     int64_t heads, int64_t key_heads, int64_t d, int64_t shared, int64_t room, int64_t count, float scale, float cap, int threads) {
+    int64_t keys = shared + count, group = heads / key_heads, counts[] = {shared, count};
+    float *memory = malloc((size_t)(threads * keys) * sizeof *memory);
+    if (memory == 0) return 1;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t thread = 0; thread < threads; thread++)
+        for (int64_t n = rows * heads * thread / threads; n < rows * heads * (thread + 1) / threads; n++) {
+            int64_t row = n / heads, key_head = n % heads / group, own = (key_head * rows + row) * room * d;
+            const T *k[] = {shared_k + key_head * shared * d, own_k + own}, *v[] = {shared_v + key_head * shared * d, own_v + own};
+            const float *added = mask + row * keys;
+            float *shares = memory + thread * keys;
+            if (d == 64)  // with a size known beforehand the query and the sums stay in registers
+                NAME(attend_query)(q + n * d, k, v, counts, added, shares, out + n * d, 64, scale, cap);
+            else if (d == 128)
+                NAME(attend_query)(q + n * d, k, v, counts, added, shares, out + n * d, 128, scale, cap);
+            else
+                NAME(attend_query)(q + n * d, k, v, counts, added, shares, out + n * d, d, scale, cap);
+        }
+    free(memory);
+    return 0;
 }
 
 // What DoRA's gain does on the way back: dsum = dy · gain, dgain += dy · sum, each thread into a copy of its own: (threads, width) of zeros.

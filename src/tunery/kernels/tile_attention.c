@@ -110,14 +110,14 @@ static void soft_max(const float *scores, const uint32_t *bits, int64_t count, f
     }
 }
 
-// out: (tokens, heads, d), logsumexp: (heads, 32 · blocks). Returns 0, or 1 where there is no memory.
+// out: (tokens, heads, d), logsumexp: (heads, 32 · blocks). There may be more keys than queries. Returns 0, or 1 where there is no memory.
 int tile_attention_bf16(const uint16_t *q, int64_t q_token, int64_t q_head, const uint16_t *k, int64_t k_token, int64_t k_head, const uint16_t *v,
                         int64_t v_token, int64_t v_head, const int32_t *starts, const int32_t *columns, const uint32_t *bits, uint16_t *out,
-                        float *logsumexp, int64_t blocks, int64_t widest, int64_t tokens, int64_t heads, int64_t key_heads, int64_t d, float scale,
-                        int threads) {
+                        float *logsumexp, int64_t blocks, int64_t widest, int64_t tokens, int64_t key_tokens, int64_t heads, int64_t key_heads, int64_t d,
+                        float scale, int threads) {
     matrix queries = {q, q_token, q_head}, keys = {k, k_token, k_head}, values = {v, v_token, v_head};
     pairs given = {starts, columns, bits, blocks, widest};
-    int64_t block_values = SIDE * d, head_values = blocks * block_values, group = heads / key_heads;
+    int64_t key_blocks = (key_tokens + SIDE - 1) / SIDE, block_values = SIDE * d, head_values = key_blocks * block_values, group = heads / key_heads;
     size_t whole = ROUND((size_t)(key_heads * head_values * 2)), rows = ROUND((size_t)block_values * 2);
     size_t own = rows + (size_t)widest * AREA * 6 + AREA * 4;
     uint8_t *memory = aligned_alloc(64, 2 * whole + (size_t)threads * own);
@@ -130,10 +130,10 @@ int tile_attention_bf16(const uint16_t *q, int64_t q_token, int64_t q_head, cons
 #pragma omp for schedule(static)
         for (int64_t thread = 0; thread < threads; thread++) {
             uint16_t *block_rows = (uint16_t *)(memory + 2 * whole + (size_t)thread * own);
-            for (int64_t n = key_heads * blocks * thread / threads; n < key_heads * blocks * (thread + 1) / threads; n++) {
-                take(keys, n / blocks, n % blocks, tokens, d, block_rows);
+            for (int64_t n = key_heads * key_blocks * thread / threads; n < key_heads * key_blocks * (thread + 1) / threads; n++) {
+                take(keys, n / key_blocks, n % key_blocks, key_tokens, d, block_rows);
                 lay_across(block_rows, across + n * block_values, d);
-                take(values, n / blocks, n % blocks, tokens, d, block_rows);
+                take(values, n / key_blocks, n % key_blocks, key_tokens, d, block_rows);
                 lay_down(block_rows, down + n * block_values, d);
             }
         }

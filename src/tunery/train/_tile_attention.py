@@ -31,13 +31,13 @@ class Pairs:
 
 
 def pairs(allowed: np.ndarray) -> Pairs:
-    """allowed: (T, T) bool, may token i look at token j."""
-    blocks = -(-len(allowed) // SIDE)
-    if len(allowed) % SIDE:
-        filled = np.zeros((blocks * SIDE, blocks * SIDE), bool)
-        filled[: len(allowed), : len(allowed)] = allowed
+    """allowed: (T, K) bool, may query i look at key j."""
+    blocks, key_blocks = (-(-n // SIDE) for n in allowed.shape)
+    if any(n % SIDE for n in allowed.shape):
+        filled = np.zeros((blocks * SIDE, key_blocks * SIDE), bool)
+        filled[: len(allowed), : allowed.shape[1]] = allowed
         allowed = filled
-    squares = allowed.reshape(blocks, SIDE, blocks, SIDE).transpose(0, 2, 1, 3)
+    squares = allowed.reshape(blocks, SIDE, key_blocks, SIDE).transpose(0, 2, 1, 3)
     rows, columns = np.nonzero(squares.any((2, 3)))
     bits = np.packbits(squares[rows, columns], axis=-1, bitorder="little").view("<i4")[..., 0]
     counts = np.bincount(rows, minlength=blocks)
@@ -52,7 +52,7 @@ def possible(q: torch.Tensor) -> bool:
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, among: Pairs, scale: float | None) -> torch.Tensor:
-    """q: (1, heads, T, d), k and v: (1, key heads, T, d) → (1, T, heads, d), with gradients."""
+    """q: (1, heads, T, d), k and v: (1, key heads, K, d) → (1, T, heads, d), with gradients where K is T."""
     out: torch.Tensor = _Attention.apply(q, k, v, among, scale or q.shape[-1] ** -0.5)
     return out
 
@@ -93,7 +93,7 @@ def _forward(
     out, logsumexp = q.new_empty(1, tokens, heads, d), q.new_empty(heads, blocks * SIDE, dtype=torch.float32)
     if q.device.type != "meta":
         (q, *of_q), (k, *of_k), (v, *of_v) = map(_strided, (q, k, v))
-        figures = (blocks, widest, tokens, heads, k.shape[1], d, float(scale))
+        figures = (blocks, widest, tokens, k.shape[2], heads, k.shape[1], d, float(scale))
         library.done(library.call("tile_attention", q.dtype, q, *of_q, k, *of_k, v, *of_v, starts, columns, bits, out, logsumexp, *figures))
     return out, logsumexp
 

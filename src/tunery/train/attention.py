@@ -43,11 +43,21 @@ def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     pack = _active.get()
     if pack is None:
         return sdpa_mask(*args, **kwargs)
-    device, dtype = kwargs["device"], kwargs["dtype"]
-    seen = _seen(pack, kwargs["mask_function"], device)
-    # Additive in the model's own type: a boolean mask would be turned into this once a layer.
-    mask = torch.zeros(1, dtype=dtype, device=device).where(seen, float("-inf"))[None, None]
-    mask.seen = (lambda: _seen(pack, kwargs["mask_function"])) if mask.device.type == "meta" else lambda: seen  # type: ignore[attr-defined]
+    dtype = kwargs["dtype"]
+    seen = _seen(pack, kwargs["mask_function"], kwargs["device"])
+    mask = additive(seen, dtype)
+    if mask.device.type == "meta":
+        mask.seen = lambda: _seen(pack, kwargs["mask_function"])  # type: ignore[attr-defined]
+    return mask
+
+
+def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(1, 1, T, K) to be added to scores, from what each query sees of the keys, (T, K) bool, which it carries.
+
+    In the model's own type: a boolean mask would be turned into this once a layer.
+    """
+    mask = torch.zeros(1, dtype=dtype, device=seen.device).where(seen, float("-inf"))[None, None]
+    mask.seen = lambda: seen  # type: ignore[attr-defined]
     return mask
 
 
@@ -89,7 +99,8 @@ def _attention(
         attend: Any = _block_attention.attend
         if _tile_attention.possible(query):
             cut, attend = _tile_attention.pairs, _tile_attention.attend
-        pieces = _cut(attention_mask, (attend, heads, query.dtype), cut)
+        alike = query.shape[2] == key.shape[2] or attend is _tile_attention.attend  # cutting into blocks wants a key for each query
+        pieces = _cut(attention_mask, (attend, heads, query.dtype), cut) if alike else None
         if pieces is not None:
             return attend(query, key, value, pieces, scaling), None
     if softcap is None:
