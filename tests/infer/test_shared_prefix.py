@@ -14,9 +14,10 @@ from tiny import tiny_model, tiny_tokenizer
 from tunery.infer import _reading
 from tunery.infer._answering import Answer, begin, go_on
 from tunery.infer._reading import Reader, Wanted, able, together
-from tunery.infer._shared_attention import seen_by
+from tunery.infer._shared_attention import AnsweringCache, Beginning, seen_by
 from tunery.infer.sampling import Sampling
 from tunery.infer.torch_engine import TorchEngine
+from tunery.kernels import library
 from tunery.models.load import load_model, load_tokenizer
 from tunery.train import attention
 
@@ -227,3 +228,29 @@ def test_rows_that_ended_are_no_longer_computed(tmp_path: Path, monkeypatch: pyt
     going = [sum(stop not in end[: step + 1] for end in ends) for step in range(5)]
     assert [shape[0] for shape in sizes if shape[1] == 1] == [n for n in going if n]
     assert 0 < going[-1] < going[0]
+
+
+@pytest.mark.skipif(library.library() is None, reason="there is no C compiler here, so torch's own operations are used")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shared", "d", "cap"), [(0, 64, None), (7, 64, None), (5, 128, None), (9, 48, 5.0), (3, 256, None), (3, 20, None)]
+)
+def test_one_token_a_row_by_the_kernel_and_by_torch(shared: int, d: int, cap: float | None, dtype: torch.dtype) -> None:
+    """Keys that all rows share, and rows of different lengths beside room that was not yet filled."""
+    generator = torch.Generator().manual_seed(d + shared)
+    draw = lambda *shape: torch.randn(*shape, generator=generator).to(dtype)  # noqa: E731
+    rows, heads, key_heads, width = 5, 6, 2, 8
+    beginning = Beginning(np.arange(shared), [(draw(key_heads, shared, d), draw(key_heads, shared, d))] if shared else [])
+    own = (draw(key_heads, rows, width + 3, d), draw(key_heads, rows, width + 3, d))
+    for x in own:
+        x[:, :, width + 1 :] = float("nan")  # not filled
+    cache = AnsweringCache(beginning, [own], torch.tensor([8, 3, 5, 1, 8]), width)
+    query, layer = draw(rows, heads, 1, d), torch.nn.Module()
+    layer.layer_idx = 0
+    mask = cache.mask(lambda batch, head, q, k: (q - k) < 6 if d == 128 else q == q, dtype)  # a sliding window for one
+    found = cache.attend(layer, query, own[0], own[1], mask, 0.3, cap)
+    with library.without():
+        expected = cache.attend(layer, query, own[0], own[1], mask, 0.3, cap)
+    assert found.shape == (rows, 1, heads, d)
+    close = 1e-5 if dtype == torch.float32 else 0.01
+    torch.testing.assert_close(found, expected, atol=close, rtol=close)

@@ -86,6 +86,13 @@ def test_rotary() -> None:
             torch.testing.assert_close(a, b, atol=1e-5 if dtype == torch.float32 else 0.05, rtol=1e-5 if dtype == torch.float32 else 0.01)
 
 
+def test_rotary_of_one_token_in_each_row() -> None:
+    cos, sin = values(11, 1, 16), values(11, 1, 16, spread=0.5)
+    x = values(11, 3, 1, 16)
+    a, b = x.chunk(2, -1)
+    torch.testing.assert_close(rotate(x, cos, sin), x * cos[:, None] + torch.cat((-b, a), -1) * sin[:, None], atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("rows", "width", "rank"), [(39, 1536, 16), (8, 32, 1), (3, 70, 5), (64, 32, 16), (150, 576, 40), (65, 96, 3), (70, 33, 4)]
 )

@@ -1,4 +1,4 @@
-"""A frozen linear layer by the matrix unit is no further from exact than torch's own product."""
+"""A frozen linear layer in tiles is no further from exact than torch's own product."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 from tunery.kernels import library
 from tunery.kernels.tile_linear import TileLinear
 
-pytestmark = pytest.mark.skipif(not library.tiles(), reason="this processor has no matrix unit")
+pytestmark = pytest.mark.skipif(not library.tiles(), reason="this processor does not multiply bfloat16")
 
 
 def layer(width: int, out: int, bias: bool) -> nn.Linear:

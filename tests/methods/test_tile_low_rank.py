@@ -1,4 +1,4 @@
-"""An adapted layer by the matrix unit is no further from exact than the same layer by torch's operations and the other kernels."""
+"""An adapted layer in tiles is no further from exact than the same layer by torch's operations and the other kernels."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from tunery.kernels import library
 from tunery.methods import _tile_low_rank
 from tunery.methods._lora_linear import LoraLinear
 
-pytestmark = pytest.mark.skipif(not library.tiles(), reason="this processor has no matrix unit")
+pytestmark = pytest.mark.skipif(not library.tiles(), reason="this processor does not multiply bfloat16")
 
 
 def layer(width: int, out: int, rank: int, bias: bool, dora: bool) -> LoraLinear:

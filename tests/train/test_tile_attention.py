@@ -1,4 +1,4 @@
-"""Attention by the matrix unit is no further from exact attention than torch's own kernel, whatever the mask hides."""
+"""Attention in tiles is no further from exact attention than torch's own kernel, whatever the mask hides."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tunery.kernels import library
 from tunery.train import _tile_attention
 from tunery.train.packs import pack
 
-pytestmark = pytest.mark.skipif(not library.tiles(), reason="this processor has no matrix unit")
+pytestmark = pytest.mark.skipif(not library.tiles(), reason="this processor does not multiply bfloat16")
 
 
 def tensors(tokens: int, heads: int, key_heads: int, d: int) -> list[torch.Tensor]:
@@ -45,7 +45,8 @@ def compare(allowed: np.ndarray, heads: tuple[int, int], d: int, scale: float | 
     ours = results(lambda q, k, v: _tile_attention.attend(q, k, v, _tile_attention.pairs(allowed), scale), inputs)
     exact, torchs = (results(dense(allowed, scale, dtype), inputs) for dtype in (torch.float64, torch.bfloat16))
     for a, b, t in zip(ours, exact, torchs, strict=True):
-        assert (a.double() - b.double()).norm() <= 1.1 * (t.double() - b.double()).norm() + 1e-3 * b.double().norm() + 1e-5
+        rounding = 3e-6 * a.numel() ** 0.5  # of float32, where the exact gradient is 0
+        assert (a.double() - b.double()).norm() <= 1.1 * (t.double() - b.double()).norm() + 1e-3 * b.double().norm() + rounding
 
 
 @settings(max_examples=25, deadline=None)
@@ -112,3 +113,17 @@ def test_what_is_hidden_is_skipped() -> None:
     rows = [TokenRow(np.r_[np.arange(8), 100 + n * 8 + np.arange(9)].astype(np.int32), np.ones(17, np.float32)) for n in range(40)]
     (packed,) = pack(rows, 1000)
     assert _tile_attention.pairs(packed.mask()).bits.numel() * 32 < len(packed.tokens) ** 2 / 3
+
+
+@pytest.mark.parametrize("before", [1, 36, 64])
+def test_more_keys_than_queries(before: int) -> None:
+    """As after a beginning that was read already: every query sees that and what it sees of its own pack."""
+    tokens = 75
+    q, k, v = tensors(before + tokens, 6, 2, 64)
+    allowed = np.tri(tokens, before + tokens, before, dtype=bool)
+    with torch.no_grad():
+        q = q[:, :, before:]
+        ours = _tile_attention.attend(q, k, v, _tile_attention.pairs(allowed), None)
+        exact, torchs = (dense(allowed, None, dtype)(q, k, v) for dtype in (torch.float64, torch.bfloat16))  # type: ignore[operator]
+    assert ours.shape == exact.shape
+    assert (ours.double() - exact).norm() <= 1.1 * (torchs.double() - exact).norm()

@@ -250,7 +250,17 @@ class AnsweringCache(_OwnCache):
         key_heads, rows, room, d = own_k.shape
         k, v = self.beginning.layers[layer] if len(self.beginning) else (None, None)
         out = query.new_empty(rows, 1, query.shape[1], d)
-        figures = (rows, query.shape[1], key_heads, d, len(self.beginning), room, self.width + self.steps + 1, float(scaling), float(cap or 0))
+        figures = (
+            rows,
+            query.shape[1],
+            key_heads,
+            d,
+            len(self.beginning),
+            room,
+            self.width + self.steps + 1,
+            float(scaling),
+            float(cap or 0),
+        )
         library.done(library.call("attend_one", query.dtype, query.contiguous(), k, v, own_k, own_v, mask.contiguous(), out, *figures))
         return out
 

@@ -27,7 +27,7 @@ FLAGS: tuple[str, ...] = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapp
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ("-mprefer-vector-width=512",)  # without it gcc halves the vectors of processors that have AVX-512
 SIDE = 32
-"""Rows and columns of what the matrix unit's kernels compute at a time."""
+"""Rows and columns of what the kernels in tiles compute at a time."""
 _FOLDER = Path(__file__).parent
 _SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
 _off: ContextVar[bool] = ContextVar("off", default=False)
@@ -95,7 +95,7 @@ def usable(*tensors: torch.Tensor) -> bool:
 
 @cache
 def tiles() -> bool:
-    """Whether this processor has a matrix unit that the kernels may use (AMX)."""
+    """Whether this processor multiplies bfloat16, so that there are kernels in tiles: AMX, or AVX-512 with bf16."""
     return library() is not None and bool(library().tiles_usable())
 
 

@@ -1,4 +1,4 @@
-// Attention over a pack, and its gradients (Dao et al. 2022), by the matrix unit: queries and keys in blocks of 32, of which only those pairs
+// Attention over a pack, and its gradients (Dao et al. 2022), in tiles of bfloat16: queries and keys in blocks of 32, of which only those pairs
 // are computed that the mask leaves something of. As in torch's kernel, scores, exponentials and sums are float32 and shares are bfloat16.
 //
 // Queries, keys, values: (tokens, heads, d) with the strides given, in values. Pairs, row by row: those of query block n are starts[n] to

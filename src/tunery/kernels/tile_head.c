@@ -1,4 +1,4 @@
-// Cross-entropy behind an output layer and its gradient, by the matrix unit, without the logits ever lying in memory:
+// Cross-entropy behind an output layer and its gradient, in tiles of bfloat16, without the logits ever lying in memory:
 //
 //     logits = factor · x Wᵀ      nats[s] = log Σ exp(logits[s]) - logits[s, targets[s]]
 //     dx[s]  = weights[s] · factor · (softmax(logits[s]) W - W[targets[s]])

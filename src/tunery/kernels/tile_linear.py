@@ -1,4 +1,4 @@
-"""A frozen linear layer by the processor's matrix unit: what an adapted one computes (`tile_low_rank.c`), with nothing added to it."""
+"""A frozen linear layer in tiles of bfloat16: what an adapted one computes (`tile_low_rank.c`), with nothing added to it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tunery.kernels.library import SIDE
 
 
 def able(x: torch.Tensor, width: int, out: int, weight: torch.Tensor | None) -> bool:
-    """Whether the matrix unit takes this input (..., width) and a weight (out, width); None stands for one that is written out for it."""
+    """Whether the kernel takes this input (..., width) and a weight (out, width); None stands for one that is written out for it."""
     if x.dtype != torch.bfloat16 or width % SIDE or out % SIDE or x.numel() < SIDE * width:
         return False
     return library.tiles() and library.usable(x, *(() if weight is None else (weight,))) and (weight is None or weight.is_contiguous())
 
 
 class TileLinear(nn.Linear):
-    """What `fused.fuse` makes of a linear layer: as before where it learns, or where the matrix unit does not take it."""
+    """What `fused.fuse` makes of a linear layer: as before where it learns, or where the kernel does not take it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., in) → (..., out)."""

@@ -1,4 +1,4 @@
-// A frozen linear layer with a low-rank addition, by the matrix unit (Hu et al. 2021; Liu et al. 2024, section 4.3):
+// A frozen linear layer with a low-rank addition, in tiles of bfloat16 (Hu et al. 2021; Liu et al. 2024, section 4.3):
 //
 //     y  = gain ∘ (x Wᵀ + thin Mᵀ) + bias        thin = x Aᵀ, M = scale · B
 //     dx = (gain ∘ dy) W + dthin A               dthin = (gain ∘ dy) M
@@ -8,8 +8,8 @@
 // magnitude's gradient only where it is not y / gain: where there is a bias, or a gain of 0.
 //
 // The thin products are summands of the thick one, so nothing is read or rounded twice. A and M, float32, take part as sums of two numbers of
-// bfloat16, which is exact to 16 bits; thin and dthin are bfloat16. W is taken in slabs of 32 of the result's columns, laid out as the unit
-// wants them once for all rows; where it is stored in four bits they are written out then, and DoRA's norm is taken from them then. Sizes of W
+// bfloat16, which is exact to 16 bits; thin and dthin are bfloat16. W is taken in slabs of 32 of the result's columns, laid out as products want
+// them once for all rows; where it is stored in four bits they are written out then, and DoRA's norm is taken from them then. Sizes of W
 // are multiples of 32, and there are at least 32 rows.
 #include <math.h>
 

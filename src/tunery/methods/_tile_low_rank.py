@@ -1,11 +1,11 @@
-"""An adapted layer by the processor's matrix unit: the frozen product and what is added to it in one call (`kernels/tile_low_rank.c`).
+"""An adapted layer in tiles of bfloat16: the frozen product and what is added to it in one call (`kernels/tile_low_rank.c`).
 
 y    = g · (x Wᵀ + thin Mᵀ) + bias       thin = x Aᵀ,  M = sB,  for DoRA g = m / ‖W + sBA‖, whose norm has no gradient
 dx   = (g·dy) W + dthin A                dthin = (g·dy) M
 dA   = dthinᵀ x,   dB = s · (g·dy)ᵀ thin,   dm = Σ dy · (x Wᵀ + thin Mᵀ) / ‖W + sBA‖
 
 Sums are float32 until they are stored; A, B and their gradients are float32. The norm and the gain are taken, and a weight in four bits is
-written out, while the weight is laid out for the unit, so neither is a pass of its own. Both directions are operations of torch's, so that
+written out, while the weight is laid out in tiles, so neither is a pass of its own. Both directions are operations of torch's, so that
 whoever watches operations sees them.
 """
 
@@ -21,7 +21,7 @@ from tunery.methods._frozen import frozen_weight
 
 
 def able(x: torch.Tensor, base: nn.Linear) -> bool:
-    """Whether the matrix unit takes this input and this layer."""
+    """Whether the kernel takes this input and this layer."""
     weight = None if hasattr(base, "dense") else base.weight.data
     return tile_linear.able(x, base.in_features, base.out_features, weight)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunery.errors import InputError
+from tunery.models._mapped import given_back
 from tunery.models.heads import CLASSES, Head, check_own_head, new_layers
 from tunery.models.source import check_folder
 
@@ -46,7 +47,7 @@ def load_model(
     if device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
         raise InputError(f"the device {device} is not there: torch {torch.__version__} sees no GPU; use cpu, or see `tunery doctor`")
     try:
-        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        with quiet_transformers(), torch.random.fork_rng(devices=[]), given_back(folder, dtype):
             torch.manual_seed(seed)
             model, report = automatic.from_pretrained(
                 folder,

@@ -92,7 +92,7 @@ def workload(job: Job, method: Method, options: Any) -> Workload:
         # 4 bits, and for each 64 of them a scale: float32, or 8 bits with one float32 for 256 (Dettmers et al. 2023, QLoRA, section 3).
         scale = (1 / 64 + 4 / (64 * 256)) if getattr(options, "double_quantisation", True) else 4 / 64
         base_bytes, mapped = int(linear * (0.5 + scale)) + (base - linear) * width, linear * width
-        if not (width == 2 and library.tiles() and library.enabled()):  # the matrix unit's kernel reads four bits
+        if not (width == 2 and library.tiles() and library.enabled()):  # the kernel in tiles reads four bits
             largest = max((x.weight.numel() for x in _linear(one)), default=0)
             copied, recast = largest * width, int(linear * 2 * (0.5 + width))
     return Workload(

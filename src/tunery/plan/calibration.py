@@ -137,7 +137,7 @@ def _products(dtype: Any, shapes: list[tuple[int, int, int]]) -> float:
 
 
 def _tiles(dtype: Any) -> float | None:
-    """Of adapted layers there and back; None where the processor has no matrix unit."""
+    """Of adapted layers there and back; None where there are no kernels in tiles."""
     import torch
 
     from tunery.methods import _tile_low_rank

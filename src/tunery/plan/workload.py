@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 Operation = tuple[str, str, int, int]
 """(kind, type of its values, floating point operations, bytes read and written).
 
-The kinds: `matrix`; `tiles`, products with frozen weights and all that is computed with them, by the matrix unit's own kernels; `thin`, a matrix product with one side of at most 64, as the low ranks of LoRA have; `attention` and
+The kinds: `matrix`; `tiles`, products with frozen weights and all that is computed with them, by the kernels in tiles;
+`thin`, a matrix product with one side of at most 64, as the low ranks of LoRA have; `attention` and
 `attention_backward`, which compute at rates of their own; `other`, which only moves values.
 """
 

@@ -6,7 +6,7 @@
 The loss is a sum, so its gradient is known up to a scalar as soon as the logits are: nothing is computed a second time, and the logits are
 gone before the layers' backward pass begins. Of the logits, which are as many as the vocabulary is long, `LOGITS` rows exist at a time in
 the model's type, and a tile that fits the processor's cache in float32: on a CPU autograd's own way, which writes them out in float32
-half a dozen times, took four times as long. Where the processor has a matrix unit, and the output layer is not trained, no logits lie in
+half a dozen times, took four times as long. Where there are kernels in tiles, and the output layer is not trained, no logits lie in
 memory at all (`_tile_head`).
 """
 

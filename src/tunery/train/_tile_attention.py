@@ -1,4 +1,4 @@
-"""Attention inside a pack by the processor's matrix unit: blocks of 32 queries, each with those blocks of 32 keys of which it may see some.
+"""Attention inside a pack in tiles of bfloat16: blocks of 32 queries, each with those blocks of 32 keys of which it may see some.
 
 One call for each layer and direction (`kernels/tile_attention.c`): nothing is gathered, no scores leave the core's caches. Both are operations
 of torch's, so that whoever watches operations (the plan on shapes alone, the profiler) sees them and what they compute.
@@ -47,7 +47,7 @@ def pairs(allowed: np.ndarray) -> Pairs:
 
 
 def possible(q: torch.Tensor) -> bool:
-    """Whether the matrix unit computes these queries' attention."""
+    """Whether the kernel computes these queries' attention."""
     return q.dtype == torch.bfloat16 and q.shape[-1] % SIDE == 0 and library.usable(q) and library.tiles()
 
 

@@ -1,4 +1,4 @@
-"""Cross-entropy behind an output layer by the processor's matrix unit, without logits in memory (`kernels/tile_head.c`)."""
+"""Cross-entropy behind an output layer in tiles of bfloat16, without logits in memory (`kernels/tile_head.c`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tunery.kernels.library import SIDE
 
 
 def able(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether the matrix unit takes these: x (S, width), weight (vocabulary, width)."""
+    """Whether the kernel takes these: x (S, width), weight (vocabulary, width)."""
     fits = x.dtype == torch.bfloat16 and len(x) > 0 and not any(n % SIDE for n in weight.shape) and weight.is_contiguous()
     return fits and library.tiles() and library.usable(x, weight.data)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PACK_TOKENS = 512
 """Tokens of a pack where the rows allow it. Attention costs T² inside a pack, while linear layers reach full speed at some hundred rows."""
 FILLED = 32
-"""Packs are filled up to a multiple of this, which the matrix unit computes anyway. Lengths then come again, and with them what libraries keep
+"""Packs are filled up to a multiple of this, which kernels compute anyway. Lengths then come again, and with them what libraries keep
 for each shape and the places of freed memory: beside the time it is 280 MB of twenty steps on headlines (docs/log.md)."""
 LOGITS = 256
 """Positions whose logits exist at a time where autograd makes them: 50 MB in float32 with a vocabulary of 49,152. Whole rows of long
