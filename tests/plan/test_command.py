@@ -4,16 +4,20 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from jobs import write_job
+from rows import TokenRow
 
-from tunery import methods
+from tunery import methods, tasks
 from tunery.cli import main
 from tunery.models.catalogue import CATALOGUE
 from tunery.models.configs import _SHAPES, known_config
 from tunery.plan import calibration
 from tunery.plan.rates import Rates
+from tunery.plan.whole import _read
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -170,3 +174,19 @@ def test_methods_with_virtual_tokens_are_planned(command: Command, tiny_llama: P
     plan = json.loads(command("plan", write_job(tmp_path, tiny_llama), "--json")[1])
     assert {"prompt", "p_tuning", "prefix"} <= {c["method"] for c in plan["candidates"]}
     assert [r for r in plan["refused"] if r["sharding"] == "any"] == []
+
+
+def test_what_test_rows_begin_with_in_common_is_counted_once() -> None:
+    rows = [TokenRow(np.array([*range(20), 100 + n, 7, 8]), np.ones(23, np.float32)) for n in range(3)]
+
+    class Tested:
+        lengths = np.array([len(row.tokens) for row in rows])
+
+        def __getitem__(self, n: int) -> TokenRow:
+            return rows[n]
+
+    chat = SimpleNamespace(task=tasks.get("chat"), share_prefixes=True)
+    apart = SimpleNamespace(task=tasks.get("chat"), share_prefixes=False)
+    assert _read(apart, Tested(), 3) == 69  # type: ignore[arg-type]
+    assert _read(chat, Tested(), 3) == 20 + 3 * 2  # type: ignore[arg-type]  # a row's last token is asked for, not read
+    assert _read(chat, Tested(), 1) == 22  # type: ignore[arg-type]

@@ -10,8 +10,8 @@ from tunery.plan.workload import Workload
 OPTIMISER_BYTES, CLIP_BYTES = 28, 12
 """Of a learned number, in float32: AdamW reads weight, gradient and two moments and writes three of them; clipping reads every gradient for
 its norm, then reads and writes it."""
-GENERATED_TOGETHER = 16
-"""Rows whose answers are generated in one batch; the weights are read once for all."""
+GENERATED_TOGETHER = 256
+"""Rows whose answers are generated at once (`infer._reading.ROWS`); the weights are read once for all."""
 VOLUME = {"none": 0, "ddp": 2, "zero1": 2, "zero2": 2, "zero3": 3, "fsdp": 3}
 """What a process sends a step, in sizes of what is exchanged ("ZeRO", arXiv:1910.02054, section 7)."""
 
@@ -35,7 +35,7 @@ def train_seconds(work: Workload, rates: Rates, dtype: str, sharding: str = "non
 
 
 def evaluate_seconds(work: Workload, rates: Rates, dtype: str) -> float:
-    """The test rows before and after: scored, and where the task answers, answers generated."""
+    """The test rows before and after: scored, and where the task answers, answers generated, as long as they may be."""
     size, largest = work.counted[-1]
     position = rates.seconds(largest.forward, dtype) / size
     generated = work.test_rows * work.new_tokens

@@ -98,6 +98,17 @@ class Plan:
         }
 
 
+def _read(resolved: Resolved, tested: Any, rows: int) -> int:
+    """Tokens of the first rows that an evaluation reads: what rows begin with in common once, where the task can share it."""
+    from tunery.infer._reading import READ_TOKENS
+    from tunery.tasks._next_token import loss
+    from tunery.train.packs import pack
+
+    if resolved.task.loss is not loss or not resolved.share_prefixes:
+        return int(tested.lengths[:rows].sum())
+    return sum(len(p.tokens) for p in pack((tested[n] for n in range(rows)), READ_TOKENS))
+
+
 def make(
     resolved: Resolved,
     prepared: Prepared,
@@ -129,7 +140,7 @@ def make(
         settings=resolved.settings,
         checkpointing=resolved.settings.gradient_checkpointing,
         test_rows=rows,
-        test_tokens=int(tested.lengths[:rows].sum()) if tested is not None else 0,
+        test_tokens=_read(resolved, tested, rows) if tested is not None else 0,
         new_tokens=(resolved.recipe.evaluate.max_new_tokens or NEW_TOKENS) if resolved.task.ANSWERS else 0,
     )
     shared = on is None
