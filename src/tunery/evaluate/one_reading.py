@@ -47,7 +47,7 @@ def ask(
     """
     import torch
 
-    from tunery.infer._answering import go_on
+    from tunery.infer._answering import go_on, greedy
     from tunery.infer._reading import Reader, Wanted, together
     from tunery.infer._shared_attention import seen_by
 
@@ -72,7 +72,7 @@ def ask(
                 nats[n] = np.array([losses[row - len(numbers)] for row in owned[k]])
                 limit = min(new_tokens, context - len(prompts[n]))
                 answers.append(_known([k, *owned[k]], rows, [best[read.at[row]] for row in (k, *owned[k])], limit, stop_ids))
-            go_on(reader, read, answers, lambda logits: logits.argmax(-1), stop_ids)
+            go_on(reader, read, answers, greedy, stop_ids)
             for n, answer in zip(numbers, answers, strict=True):
                 said[n] = answer.tokens
             done += len(numbers)

@@ -14,6 +14,11 @@ Draw = Callable[[torch.Tensor], torch.Tensor]
 """From logits (R, vocabulary) to the chosen token of each row (R,)."""
 
 
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    """The likeliest token of each row, the first of equals. In bfloat16 `max` takes a quarter of the time of `argmax`."""
+    return logits.max(-1).indices
+
+
 @dataclass
 class Answer:
     """An answer on its way: `row` and the first `length` of its tokens as they were read, the tokens chosen after the prompt (of which
