@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from tunery.models import _mapped
+from tunery.models.load import load_model
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which pages are whose")
 
 LOAD = """
 import sys, torch
 from pathlib import Path
-from transformers import AutoModelForCausalLM, LlamaConfig
 from tunery.models.load import load_model
 from tunery.machine import peak_memory
 from tunery.models import _mapped
@@ -44,7 +46,38 @@ def test_pages_of_a_file_in_another_type_are_given_back(tmp_path: Path) -> None:
     assert grown["given back"] < 5 * numbers
 
 
-def test_a_file_of_the_same_type_is_left_alone_and_values_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_right_and_what_another_model_of_the_file_learned_stays(tiny_llama: Path) -> None:
+    """The other one's weights are pages of the same file, written to in place."""
+    trained = load_model(tiny_llama, "float32")
+    with torch.no_grad():
+        for p in trained.parameters():
+            p += 1
+    loaded, again = load_model(tiny_llama, "bfloat16"), load_model(tiny_llama, "float32")
+    for own, low, plain in zip(trained.parameters(), loaded.parameters(), again.parameters(), strict=True):
+        assert torch.equal(low, plain.bfloat16())
+        assert torch.equal(own, plain + 1)
+
+
+def test_what_was_mapped_before_is_not_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(1 << 20)}, file)
+    size = file.stat().st_size
+    with file.open("rb") as f:
+        before = mmap.mmap(f.fileno(), size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        before[-4:] = b"kept"
+        monkeypatch.setattr(_mapped, "PAUSE", 0.001)
+        with _mapped.given_back(tmp_path, "bfloat16"):
+            own = mmap.mmap(f.fileno(), size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            own[-4:] = b"gone"
+            for _ in range(1000):
+                if own[-4:] != b"gone":
+                    break
+                time.sleep(0.01)
+        assert own[-4:] == bytes(4)  # so pages were given back, which forgets what was written
+        assert before[-4:] == b"kept"
+
+
+def test_a_file_of_the_same_type_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({"a": torch.ones(4), "b": torch.ones(4, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 20)
     asked: list[set[str]] = []
@@ -60,6 +93,5 @@ def test_a_file_of_the_same_type_is_left_alone_and_values_are_right(tmp_path: Pa
     assert not asked
     save_file({"a": torch.ones(4)}, tmp_path / "model.safetensors")
     with _mapped.given_back(tmp_path, "bfloat16"):
-        while not asked:
-            pass
+        pass
     assert asked[0] == {str(tmp_path / "model.safetensors")}

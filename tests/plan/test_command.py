@@ -17,7 +17,7 @@ from tunery.models.catalogue import CATALOGUE
 from tunery.models.configs import _SHAPES, known_config
 from tunery.plan import calibration
 from tunery.plan.rates import Rates
-from tunery.plan.whole import _read
+from tunery.plan.whole import _tokens_read
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -187,6 +187,6 @@ def test_what_test_rows_begin_with_in_common_is_counted_once() -> None:
 
     chat = SimpleNamespace(task=tasks.get("chat"), share_prefixes=True)
     apart = SimpleNamespace(task=tasks.get("chat"), share_prefixes=False)
-    assert _read(apart, Tested(), 3) == 69  # type: ignore[arg-type]
-    assert _read(chat, Tested(), 3) == 20 + 3 * 2  # type: ignore[arg-type]  # a row's last token is asked for, not read
-    assert _read(chat, Tested(), 1) == 22  # type: ignore[arg-type]
+    assert _tokens_read(apart, Tested(), 3) == 69  # type: ignore[arg-type]
+    assert _tokens_read(chat, Tested(), 3) == 20 + 3 * 2  # type: ignore[arg-type]  # a row's last token is asked for, not read
+    assert _tokens_read(chat, Tested(), 1) == 22  # type: ignore[arg-type]

@@ -78,7 +78,7 @@ def test_attention_is_two_products_forward_and_five_backward() -> None:
 
 
 @pytest.mark.skipif(not library.tiles(), reason="this processor does not multiply bfloat16")
-def test_the_matrix_units_attention_is_counted_by_pairs_of_blocks() -> None:
+def test_attention_in_tiles_is_counted_by_pairs_of_blocks() -> None:
     """Of 96 tokens in a row, six pairs of blocks of 32."""
     found = count(config(), builder("lora", torch.bfloat16), [loss])[0]
     product = 2 * HEADS * 6 * 32 * 32 * SIZE

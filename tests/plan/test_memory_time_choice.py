@@ -11,7 +11,7 @@ from tunery.plan.fit import _settings, size
 from tunery.plan.hardware import HARDWARE, hardware
 from tunery.plan.memory import Memory, memory
 from tunery.plan.rates import Rates
-from tunery.plan.time import evaluate_seconds, train_seconds
+from tunery.plan.time import GENERATED_TOGETHER, evaluate_seconds, train_seconds
 from tunery.plan.workload import Count, Height, Workload
 
 PSI = 7_500_000_000
@@ -107,6 +107,12 @@ def test_processes_with_devices_share_the_batches_and_pay_for_the_link() -> None
     assert many - step == pytest.approx((alone - step) / 4)
     slow = train_seconds(work(), RATES, "float32", "ddp", 4, link=1e9)
     assert slow - many == pytest.approx(3 * 2 * 4 * PSI * 3 / 4 / 1e9)
+
+
+def test_answers_are_generated_together_as_planned() -> None:
+    from tunery.infer._reading import ROWS
+
+    assert GENERATED_TOGETHER == ROWS
 
 
 def test_evaluation_is_forward_before_and_after() -> None:

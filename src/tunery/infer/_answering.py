@@ -84,9 +84,9 @@ def _cache(read: Read, answers: Sequence[Answer]) -> AnsweringCache:
     own: KeysValues = []
     for layer in range(len(read.layers[0])):
         pair = []
-        for side in (0, 1):
-            whole = torch.cat([layers[layer][side] for layers in read.layers], 1)
-            whole = whole.to(AnsweringCache.stored(whole))
+        of_layer = [torch.cat(parts, 1) for parts in zip(*(layers[layer] for layers in read.layers), strict=True)]
+        able = AnsweringCache.able(*of_layer)
+        for whole in of_layer if able else [x.float() for x in of_layer]:
             store = whole.new_empty(len(whole), len(answers), width + new, whole.shape[-1])
             store[:, :, :width] = whole.index_select(1, flat).view(len(whole), len(answers), width, -1)
             pair.append(store)

@@ -175,7 +175,7 @@ class ReadingCache(_OwnCache):
 class AnsweringCache(_OwnCache):
     """Keys and values of R rows, one new token a row at a time, after a shared beginning.
 
-    layers: for each layer keys and values (key-value heads, R, room, d), in `stored`, of which the first `width` columns are filled, on the
+    layers: for each layer keys and values (key-value heads, R, room, d), float32 where not `able`, of which the first `width` columns are filled, on the
     left with what does not count: of row r the first width - lengths[r].
     """
 
@@ -186,9 +186,10 @@ class AnsweringCache(_OwnCache):
         self.steps = 0
 
     @staticmethod
-    def stored(x: torch.Tensor) -> torch.dtype:
-        """The type in which keys and values like these are kept: their own where the kernel takes it, else what scores are computed in."""
-        return x.dtype if library.usable(x) else torch.float32
+    def able(k: torch.Tensor, v: torch.Tensor) -> bool:
+        """Whether the kernel takes keys and values like these (`attend_one` in kernels/cpu.c); else they are kept in float32."""
+        d = k.shape[-1]
+        return library.usable(k, v) and v.shape[-1] == d and d % 16 == 0 and d <= 256
 
     @property
     def positions(self) -> torch.Tensor:
@@ -236,8 +237,7 @@ class AnsweringCache(_OwnCache):
     ) -> torch.Tensor:
         """query: (R, heads, 1, d) → (R, 1, heads, d of the values)."""
         own, end = self.own[module.layer_idx], self.width + self.steps + 1
-        d = own[0].shape[-1]
-        if library.usable(query, *own) and own[1].shape[-1] == d and d % 16 == 0 and d <= 256:
+        if query.dtype == own[0].dtype and self.able(*own):
             return self._by_kernel(module.layer_idx, query, mask, scaling, cap)
         k, v = (x[:, :, :end].float() for x in own)
         groups, rows = k.shape[:2]

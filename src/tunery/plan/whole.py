@@ -98,7 +98,7 @@ class Plan:
         }
 
 
-def _read(resolved: Resolved, tested: Any, rows: int) -> int:
+def _tokens_read(resolved: Resolved, tested: Any, rows: int) -> int:
     """Tokens of the first rows that an evaluation reads: what rows begin with in common once, where the task can share it."""
     from tunery.infer._reading import READ_TOKENS
     from tunery.tasks._next_token import loss
@@ -140,7 +140,7 @@ def make(
         settings=resolved.settings,
         checkpointing=resolved.settings.gradient_checkpointing,
         test_rows=rows,
-        test_tokens=_read(resolved, tested, rows) if tested is not None else 0,
+        test_tokens=_tokens_read(resolved, tested, rows) if tested is not None else 0,
         new_tokens=(resolved.recipe.evaluate.max_new_tokens or NEW_TOKENS) if resolved.task.ANSWERS else 0,
     )
     shared = on is None

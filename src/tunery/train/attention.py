@@ -95,12 +95,13 @@ def _attention(
     softcap = kwargs.pop("softcap", None)
     if softcap is None and _block_attention.possible(query, key, value, dropout):
         heads = query.shape[1] // key.shape[1]
-        cut: Any = partial(_block_attention.cut, heads=heads, dtype=query.dtype, device=query.device)
-        attend: Any = _block_attention.attend
+        cut: Any = None
+        attend: Any = None
         if _tile_attention.possible(query):
             cut, attend = _tile_attention.pairs, _tile_attention.attend
-        alike = query.shape[2] == key.shape[2] or attend is _tile_attention.attend  # cutting into blocks wants a key for each query
-        pieces = _cut(attention_mask, (attend, heads, query.dtype), cut) if alike else None
+        elif query.shape[2] == key.shape[2]:
+            cut, attend = partial(_block_attention.cut, heads=heads, dtype=query.dtype, device=query.device), _block_attention.attend
+        pieces = _cut(attention_mask, (attend, heads, query.dtype), cut) if cut else None
         if pieces is not None:
             return attend(query, key, value, pieces, scaling), None
     if softcap is None:
